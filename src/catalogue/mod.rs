@@ -1,0 +1,1 @@
+//! Checkpoints, VAEs, embeddings, networks and their hashes. Uses no other room.

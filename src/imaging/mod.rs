@@ -1,0 +1,1 @@
+//! Resizing, masks, blur, PNG text and picture codecs. Uses no other room.

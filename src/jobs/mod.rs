@@ -1,0 +1,1 @@
+//! The queue, permits, progress, interrupt and skip. May use pipeline.

@@ -1,0 +1,3 @@
+//! The command line: parses it and hands over to [`ancestral::app`].
+
+fn main() {}

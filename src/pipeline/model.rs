@@ -1,0 +1,93 @@
+//! What the pipeline needs of a loaded checkpoint, and of whoever loads it.
+
+use std::sync::Arc;
+
+use ndarray::Array4;
+
+use crate::conditioning::TextEncoder;
+use crate::sampling::Unet;
+
+/// The cause of a failure below a trait of this room.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// The checkpoint families that differ in conditioning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    Sd1,
+    Sd2,
+    Sdxl,
+    SdxlRefiner,
+}
+
+/// What the UNet's output means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prediction {
+    Epsilon,
+    Velocity,
+}
+
+/// Mean and log variance of the latent distribution, unscaled, `[1, 4, h, w]` each.
+#[derive(Debug, Clone)]
+pub struct Posterior {
+    pub mean: Array4<f32>,
+    pub logvar: Array4<f32>,
+}
+
+/// The picture ↔ latent network.
+pub trait Vae: Send + Sync {
+    /// `pixels` is `[1, 3, height, width]` in -1..1.
+    ///
+    /// # Errors
+    /// When the graph fails.
+    fn encode(&self, pixels: &Array4<f32>) -> Result<Posterior, Cause>;
+
+    /// `latent` is `[1, 4, h, w]`, already divided by the scale factor; the answer is
+    /// `[1, 3, 8h, 8w]` around -1..1, not clamped.
+    ///
+    /// # Errors
+    /// When the graph fails.
+    fn decode(&self, latent: &Array4<f32>) -> Result<Array4<f32>, Cause>;
+}
+
+/// One checkpoint, loaded, with the VAE, the networks and the variant that a job asked for.
+#[derive(Clone)]
+pub struct Model {
+    /// The file's stem, A1111's "Model".
+    pub name: String,
+    /// First 10 hex digits of the file's SHA-256.
+    pub short_hash: String,
+    pub family: Family,
+    pub prediction: Prediction,
+    /// Channels of the UNet's input: 4, or 9 for inpainting.
+    pub unet_channels: usize,
+    /// Factor between VAE and UNet latents (0.18215, SDXL 0.13025).
+    pub vae_scale: f32,
+    /// `alphas_cumprod`, 1000 values, of the training schedule.
+    pub alphas_cumprod: Arc<[f32]>,
+    pub unet: Arc<dyn Unet>,
+    /// One tower, or CLIP-L and bigG for SDXL.
+    pub text_encoders: Vec<Arc<dyn TextEncoder>>,
+    pub vae: Arc<dyn Vae>,
+    /// File name and short hash of a separate VAE file, if one is in use.
+    pub vae_file: Option<(String, String)>,
+}
+
+/// Which checkpoint a job needs, and how.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ModelRequest {
+    /// Title, name or hash as A1111 looks them up; empty: the configured default.
+    pub checkpoint: String,
+    /// The option `sd_vae`: `Automatic`, `None` or a file name.
+    pub vae: String,
+    /// Circular padding in every convolution.
+    pub tiling: bool,
+    /// `(name, text encoder multiplier, UNet multiplier, dynamic rank)` in prompt order.
+    pub loras: Vec<(String, f32, f32, Option<usize>)>,
+}
+
+/// Whoever loads checkpoints and keeps them.
+pub trait ModelProvider: Send + Sync {
+    /// # Errors
+    /// When no such checkpoint exists or it cannot be loaded.
+    fn load(&self, request: &ModelRequest) -> Result<Arc<Model>, Cause>;
+}

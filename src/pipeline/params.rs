@@ -1,0 +1,166 @@
+//! [`GenerationParams`]: one request with every default decided and nothing left to check.
+
+use std::sync::Arc;
+
+/// A decoded picture in 8-bit RGB or RGBA.
+pub type Picture = image::DynamicImage;
+
+/// Where noise comes from, A1111's `randn_source`, with `GPU` already resolved to one of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoiseGenerator {
+    /// torch's CPU generator (mt19937).
+    Cpu,
+    /// The NVIDIA generator (Philox).
+    Nv,
+}
+
+/// Emphasis modes of the option `emphasis`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Emphasis {
+    None,
+    Ignore,
+    Original,
+    NoNorm,
+}
+
+/// Everything one txt2img or img2img job needs. Field names follow the domain; the wire names are
+/// in `api`.
+#[derive(Debug, Clone)]
+pub struct GenerationParams {
+    pub prompt: String,
+    pub negative_prompt: String,
+    /// Style names as sent; their texts are in `style_texts`, in the same order.
+    pub styles: Vec<String>,
+    /// `(prompt, negative prompt)` of every style that exists; unknown ones are empty.
+    pub style_texts: Vec<(String, String)>,
+    /// `None`: random.
+    pub seed: Option<i64>,
+    pub subseed: Option<i64>,
+    pub subseed_strength: f64,
+    /// `(height, width)` in pixels; in use when both are above 0.
+    pub seed_resize_from: (i64, i64),
+    /// Canonical sampler name, one of the table in `sampling`.
+    pub sampler: String,
+    /// Canonical scheduler label, or `Automatic`.
+    pub scheduler: String,
+    pub batch_size: usize,
+    pub batch_count: usize,
+    pub step_count: usize,
+    pub cfg_scale: f64,
+    pub width_px: usize,
+    pub height_px: usize,
+    pub restore_faces: bool,
+    pub tiling: bool,
+    pub eta: Option<f64>,
+    /// As sent: null stays `None`, img2img defaults to 0.75.
+    pub denoising_strength: Option<f64>,
+    pub s_min_uncond: Option<f64>,
+    pub s_churn: Option<f64>,
+    pub s_tmax: Option<f64>,
+    pub s_tmin: Option<f64>,
+    pub s_noise: Option<f64>,
+    pub disable_extra_networks: bool,
+    pub refiner_checkpoint: Option<String>,
+    pub refiner_switch_at: Option<f64>,
+    pub hires: Option<HiresParams>,
+    pub img2img: Option<Img2ImgParams>,
+    pub soft_inpainting: Option<SoftInpaintingParams>,
+    /// Whether a grid may be made and files saved (`save_images`).
+    pub save_images: bool,
+    pub send_images: bool,
+    /// Every option of A1111's settings as it stands for this job, overrides applied.
+    pub options: Arc<crate::config::Options>,
+}
+
+/// The second pass of txt2img.
+#[derive(Debug, Clone)]
+pub struct HiresParams {
+    /// Legacy `firstphase_width`, `firstphase_height`.
+    pub first_phase: (usize, usize),
+    pub scale: f64,
+    /// `None`: `Latent`.
+    pub upscaler: Option<String>,
+    pub second_pass_steps: usize,
+    pub resize_x: usize,
+    pub resize_y: usize,
+    pub checkpoint: Option<String>,
+    pub sampler: Option<String>,
+    pub scheduler: Option<String>,
+    pub prompt: String,
+    pub negative_prompt: String,
+}
+
+/// What img2img adds.
+#[derive(Debug, Clone)]
+pub struct Img2ImgParams {
+    pub init_images: Vec<Picture>,
+    /// 0 stretch, 1 crop, 2 fill, 3 latent.
+    pub resize_mode: i64,
+    pub image_cfg_scale: Option<f64>,
+    pub mask: Option<Picture>,
+    pub mask_blur_x: i64,
+    pub mask_blur_y: i64,
+    pub mask_round: bool,
+    /// 0 fill, 1 original, 2 latent noise, 3 latent nothing.
+    pub inpainting_fill: i64,
+    pub only_masked: bool,
+    pub only_masked_padding: i64,
+    pub invert_mask: bool,
+    pub initial_noise_multiplier: Option<f64>,
+}
+
+/// Arguments of the built-in script Soft Inpainting.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SoftInpaintingParams {
+    pub schedule_bias: f64,
+    pub preservation_strength: f64,
+    pub transition_contrast_boost: f64,
+    pub mask_influence: f64,
+    pub difference_threshold: f64,
+    pub difference_contrast: f64,
+}
+
+/// One finished picture.
+#[derive(Debug, Clone)]
+pub struct GeneratedImage {
+    pub image: Picture,
+    /// The `parameters` text; `None` for mask pictures, which carry no text.
+    pub infotext: Option<String>,
+}
+
+/// The outcome of one job, from which `api` writes the answer and `info`.
+#[derive(Debug, Clone)]
+pub struct GenerationResult {
+    pub images: Vec<GeneratedImage>,
+    pub all_prompts: Vec<String>,
+    pub all_negative_prompts: Vec<String>,
+    pub all_seeds: Vec<i64>,
+    pub all_subseeds: Vec<i64>,
+    pub subseed_strength: f64,
+    pub width_px: usize,
+    pub height_px: usize,
+    pub sampler: String,
+    pub cfg_scale: f64,
+    pub step_count: usize,
+    pub batch_size: usize,
+    pub restore_faces: bool,
+    pub face_restoration_model: Option<String>,
+    pub model_name: String,
+    pub model_short_hash: String,
+    pub vae_file: Option<(String, String)>,
+    /// `(width, height)` as sent.
+    pub seed_resize_from: (i64, i64),
+    pub denoising_strength: Option<f64>,
+    /// In insertion order; `Null` values are kept.
+    pub extra_generation_params: serde_json::Map<String, serde_json::Value>,
+    pub index_of_first_image: usize,
+    pub infotexts: Vec<String>,
+    pub styles: Vec<String>,
+    /// `YYYYMMDDHHMMSS`, local time of the job's begin.
+    pub job_timestamp: String,
+    pub clip_skip: i64,
+    pub is_using_inpainting_conditioning: bool,
+    pub version: String,
+    /// Warnings for the log or the answer's comments.
+    pub comments: Vec<String>,
+}

@@ -1,0 +1,58 @@
+//! Sigmas, schedulers, samplers, classifier-free guidance and the eps and v parameterisations.
+//! May use rng. Never reads a file, a clock, an environment variable or a global.
+
+use ndarray::{Array2, Array3, Array4};
+
+/// A batch of latents, `[batch, channels, height / 8, width / 8]`, f32.
+pub type Latent = Array4<f32>;
+
+/// The cause of a failure below a trait of this room.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Predicts the noise-free latent (`denoised`, x0) of `x` at noise level `sigma`; for the timestep
+/// samplers (DDIM, PLMS, UniPC) `sigma` is the timestep and the answer is `eps`.
+pub trait Denoiser {
+    /// # Errors
+    /// When the network below fails, or the job was interrupted or skipped.
+    fn denoise(&mut self, x: &Latent, sigma: f32) -> Result<Latent, SamplingError>;
+}
+
+/// The noise that a sampler adds between steps: A1111's `ImageRNG.next()`, one generator an image.
+pub trait NoiseSource {
+    /// Standard normal noise in the shape of the batch, the next draw of every image's generator.
+    fn next(&mut self) -> Latent;
+}
+
+/// What one call of the UNet takes. Rows of the batch belong together across the fields.
+#[derive(Debug, Clone)]
+pub struct UnetInput {
+    /// `[rows, in_channels, h, w]`: the scaled latent (`x * c_in`) with any concatenated
+    /// inpainting conditioning already appended along the channels.
+    pub sample: Array4<f32>,
+    /// One fractional timestep a row, 0 to 999.
+    pub timestep: Vec<f32>,
+    /// `[rows, tokens, width]`: the text conditioning.
+    pub context: Array3<f32>,
+    /// `[rows, width]`: SDXL's pooled text and size embedding (`y`).
+    pub vector: Option<Array2<f32>>,
+}
+
+/// The raw network of one checkpoint, with the networks (LoRA) of the job already chosen.
+pub trait Unet: Send + Sync {
+    /// The network's output in its own parameterisation (eps or v), `[rows, 4, h, w]`.
+    ///
+    /// # Errors
+    /// When the graph fails or was terminated.
+    fn predict(&self, input: &UnetInput) -> Result<Array4<f32>, Cause>;
+}
+
+/// Why a walk along the sigmas ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum SamplingError {
+    /// The job was interrupted or skipped; the guided denoiser holds the last prediction.
+    #[error("interrupted")]
+    Interrupted,
+    /// The network failed.
+    #[error("the UNet failed: {0}")]
+    Unet(#[source] Cause),
+}
