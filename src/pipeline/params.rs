@@ -109,15 +109,12 @@ pub struct Img2ImgParams {
     pub initial_noise_multiplier: Option<f64>,
 }
 
-/// Arguments of the built-in script Soft Inpainting.
+/// Arguments of the built-in script Soft Inpainting, as sent: the infotext shows `1` and `1.0` as
+/// they came. In order: schedule bias, preservation strength, transition contrast boost, mask
+/// influence, difference threshold, difference contrast.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SoftInpaintingParams {
-    pub schedule_bias: f64,
-    pub preservation_strength: f64,
-    pub transition_contrast_boost: f64,
-    pub mask_influence: f64,
-    pub difference_threshold: f64,
-    pub difference_contrast: f64,
+    pub args: [serde_json::Number; 6],
 }
 
 /// One finished picture.

@@ -1,0 +1,47 @@
+//! How a running job reports its progress and learns that it should stop.
+
+use crate::sampling::Latent;
+
+use super::Family;
+
+/// The owner of a running job: `jobs` fulfils it with A1111's `state`, tests with [`Unattended`].
+pub trait JobControl: Send + Sync {
+    /// Whether the whole job should end with what it has.
+    fn interrupted(&self) -> bool;
+    /// Whether the current batch should end with what it has.
+    fn skipped(&self) -> bool;
+    /// A new batch begins: the skip flag is cleared.
+    fn clear_skip(&self);
+    /// A1111's `state.job_count`, the number of batches (doubled by hires fix).
+    fn set_job_count(&self, count: i64);
+    /// A1111's `state.job`, shown while the batch runs.
+    fn set_job(&self, job: &str);
+    /// A1111's `state.nextjob()`: one more batch or first pass is done.
+    fn next_job(&self);
+    /// The number of steps of the sampler call that begins.
+    fn set_sampling_steps(&self, step_count: usize);
+    /// Step `index` (from 0) was evaluated; `preview` is the latent to show, in the UNet's scale.
+    fn step(&self, index: usize, preview: &Latent, family: Family);
+    /// A1111's `state.textinfo`.
+    fn set_text(&self, text: Option<&str>);
+}
+
+/// A job that nobody watches and nobody stops.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unattended;
+
+impl JobControl for Unattended {
+    fn interrupted(&self) -> bool {
+        false
+    }
+    fn skipped(&self) -> bool {
+        false
+    }
+    fn clear_skip(&self) {}
+    fn set_job_count(&self, _count: i64) {}
+    fn set_job(&self, _job: &str) {}
+    fn next_job(&self) {}
+    fn set_sampling_steps(&self, _step_count: usize) {}
+    fn step(&self, _index: usize, _preview: &Latent, _family: Family) {}
+    fn set_text(&self, _text: Option<&str>) {}
+}

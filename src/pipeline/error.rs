@@ -1,0 +1,28 @@
+//! Why a generation could not be carried out. Knows nothing of HTTP.
+
+use super::Cause;
+
+/// Every way in which a job can fail. The messages are A1111's own where clients show them.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    #[error("Could not find checkpoint with name {name}")]
+    UnknownCheckpoint { name: String },
+    #[error("could not find upscaler named {name}")]
+    UnknownUpscaler { name: String },
+    #[error("bad sampler name: {name}")]
+    UnknownSampler { name: String },
+    #[error("bad number of images passed: {given}; expecting {wanted} or less")]
+    TooManyInitImages { given: usize, wanted: usize },
+    /// A value that no picture can be made with, for example a width of 0.
+    #[error("{0}")]
+    InvalidValue(String),
+    /// Something A1111 can do and this server cannot.
+    #[error("{0}")]
+    Unsupported(String),
+    #[error("A tensor with NaNs was produced in {part}.")]
+    NotANumber { part: &'static str },
+    #[error("the checkpoint could not be loaded: {0}")]
+    Load(#[source] Cause),
+    #[error("the {graph} graph failed: {source}")]
+    Graph { graph: &'static str, source: Cause },
+}
