@@ -5,14 +5,7 @@ use std::sync::Arc;
 /// A decoded picture in 8-bit RGB or RGBA.
 pub type Picture = image::DynamicImage;
 
-/// Where noise comes from, A1111's `randn_source`, with `GPU` already resolved to one of the two.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoiseGenerator {
-    /// torch's CPU generator (mt19937).
-    Cpu,
-    /// The NVIDIA generator (Philox).
-    Nv,
-}
+pub use crate::rng::NoiseGenerator;
 
 /// Emphasis modes of the option `emphasis`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
