@@ -428,6 +428,4 @@ mod tests {
             prop_assert!(schedule.windows(2).all(|pair| pair[0].end_at_step < pair[1].end_at_step));
         }
     }
-
-    #[test]
 }

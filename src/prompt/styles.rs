@@ -58,15 +58,18 @@ pub fn parse_styles_csv(text: &str) -> Result<Vec<Style>, StylesError> {
 /// after them still quotes.
 fn skip_initial_space(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    let (mut quoted, mut at_field_start) = (false, true);
+    let (mut at_field_start, mut quoted_field, mut inside_quotes) = (true, false, false);
     for character in text.chars() {
-        if !quoted && at_field_start && character == ' ' {
+        if at_field_start && character == ' ' {
             continue;
         }
-        if character == '"' && (quoted || at_field_start) {
-            quoted = !quoted;
+        if at_field_start {
+            quoted_field = character == '"';
         }
-        at_field_start = !quoted && matches!(character, ',' | '\n' | '\r');
+        if quoted_field && character == '"' {
+            inside_quotes = !inside_quotes;
+        }
+        at_field_start = !inside_quotes && matches!(character, ',' | '\n' | '\r');
         out.push(character);
     }
     out
