@@ -1,6 +1,25 @@
 //! Chunks, token weights and prompt schedules → conditioning tensors; trait [`TextEncoder`].
 //! May use prompt.
 
+mod cache;
+mod chunks;
+mod conditioner;
+mod embeddings;
+mod emphasis_modes;
+mod size_embedding;
+mod text_repair;
+mod tokenizer;
+
+pub use cache::ConditioningCache;
+pub use chunks::{CHUNK_LENGTH, Chunk, Chunks, Fix, split_chunks};
+pub use conditioner::{
+    AndPart, Conditioner, Conditioning, ConditioningError, ConditioningSettings, Family,
+    PictureSize, ScheduledConditioning,
+};
+pub use embeddings::{Embedding, EmbeddingIndex, EmbeddingSource};
+pub use emphasis_modes::Emphasis;
+pub use tokenizer::Tokenizer;
+
 use ndarray::{Array1, Array2, Array3};
 
 /// The cause of a failure below a trait of this room.

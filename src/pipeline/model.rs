@@ -10,14 +10,7 @@ use crate::sampling::Unet;
 /// The cause of a failure below a trait of this room.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// The checkpoint families that differ in conditioning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    Sd1,
-    Sd2,
-    Sdxl,
-    SdxlRefiner,
-}
+pub use crate::conditioning::Family;
 
 /// What the UNet's output means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

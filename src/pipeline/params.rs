@@ -7,14 +7,7 @@ pub type Picture = image::DynamicImage;
 
 pub use crate::rng::NoiseGenerator;
 
-/// Emphasis modes of the option `emphasis`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Emphasis {
-    None,
-    Ignore,
-    Original,
-    NoNorm,
-}
+pub use crate::conditioning::Emphasis;
 
 /// Everything one txt2img or img2img job needs. Field names follow the domain; the wire names are
 /// in `api`.

@@ -161,13 +161,18 @@ mod tests {
             (0.25, 0.25)
         );
         let tag = lora("<lora:foo>").expect("legal");
-        assert_eq!((tag.text_encoder_multiplier, tag.unet_multiplier), (1.0, 1.0));
+        assert_eq!(
+            (tag.text_encoder_multiplier, tag.unet_multiplier),
+            (1.0, 1.0)
+        );
     }
 
     #[test]
     fn a_multiplier_that_is_no_number_is_refused() {
         assert_eq!(
-            lora("<lora:foo:strong>").expect_err("no number").to_string(),
+            lora("<lora:foo:strong>")
+                .expect_err("no number")
+                .to_string(),
             "could not convert string to float: 'strong'"
         );
         let (_, tags) = extract_extra_networks("<hypernet:h:0.3>");

@@ -109,7 +109,11 @@ mod tests {
     #[test]
     fn a_style_merges_as_a1111_does() {
         for (style, prompt, want) in vectors::read::<Vec<(String, String, String)>>("styles") {
-            assert_eq!(merge_style(&style, &prompt), want, "{style:?} on {prompt:?}");
+            assert_eq!(
+                merge_style(&style, &prompt),
+                want,
+                "{style:?} on {prompt:?}"
+            );
         }
     }
 
