@@ -201,7 +201,7 @@ impl Instance {
         };
         match case.name.as_str() {
             "t2i-override-model-keep" => {
-                post_options(port, &json!({"CLIP_stop_at_last_layers": 1}))?
+                post_options(port, &json!({"CLIP_stop_at_last_layers": 1}))?;
             }
             "options-set-model-sd1" => self.model = Some("tiny-sd1".to_owned()),
             "options-set-model-back" => self.model = Some("tiny-sd2-v".to_owned()),
@@ -337,7 +337,7 @@ fn run_case(case: &Case, port: u16, context: &Context<'_>) -> Result<Distance, S
 }
 
 fn send(case: &Case, port: u16, golden: &Path) -> Result<Answer, String> {
-    http_client::send(port, &case.request(golden), Duration::from_secs(300))
+    http_client::send(port, &case.request(golden), Duration::from_mins(5))
         .map_err(|error| format!("no answer: {error}"))
 }
 
