@@ -12,8 +12,8 @@ struct File {
     #[serde(default)]
     golden: Vec<Entry>,
     /// Read by `compat-tests/run.py`.
-    #[serde(default, rename = "trace")]
-    _trace: Vec<toml::Value>,
+    #[serde(default, rename = "client")]
+    _client: Vec<toml::Value>,
 }
 
 /// Cases that share one reason.
