@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use image::{DynamicImage, GrayImage, RgbImage};
 use serde_json::{Map, Value};
 
+use super::pixels::image_of;
 use super::{exif, gif_info, jpeg_info, png_text};
 
 /// Pillow's decompression-bomb limit: twice its `MAX_IMAGE_PIXELS`.
@@ -166,15 +167,15 @@ fn decode_png(bytes: &[u8]) -> Result<Decoded, DecodeError> {
         }
         (png::ColorType::GrayscaleAlpha, _) if reader.info().trns.is_some() => {
             let grey = pixels.iter().copied().step_by(2).collect();
-            DynamicImage::ImageLuma8(from_raw(width, height, grey))
+            DynamicImage::ImageLuma8(image_of(width, height, grey))
         }
-        (png::ColorType::Grayscale, _) => DynamicImage::ImageLuma8(from_raw(width, height, pixels)),
+        (png::ColorType::Grayscale, _) => DynamicImage::ImageLuma8(image_of(width, height, pixels)),
         (png::ColorType::GrayscaleAlpha, _) => {
-            DynamicImage::ImageLumaA8(from_raw(width, height, pixels))
+            DynamicImage::ImageLumaA8(image_of(width, height, pixels))
         }
-        (png::ColorType::Rgba, _) => DynamicImage::ImageRgba8(from_raw(width, height, pixels)),
+        (png::ColorType::Rgba, _) => DynamicImage::ImageRgba8(image_of(width, height, pixels)),
         (png::ColorType::Rgb | png::ColorType::Indexed, _) => {
-            DynamicImage::ImageRgb8(from_raw(width, height, pixels))
+            DynamicImage::ImageRgb8(image_of(width, height, pixels))
         }
     };
     let facts = reader.info().exif_metadata.as_deref().map(exif::read);
@@ -221,9 +222,9 @@ fn read_jpeg(bytes: &[u8]) -> Result<DynamicImage, DecodeError> {
         .map_err(DecodeError::picture)?;
     started.finish().map_err(DecodeError::picture)?;
     Ok(match source {
-        JCS_GRAYSCALE => DynamicImage::ImageLuma8(from_raw(width, height, pixels)),
+        JCS_GRAYSCALE => DynamicImage::ImageLuma8(image_of(width, height, pixels)),
         JCS_CMYK | JCS_YCCK => rgb_of_inverted_cmyk(width, height, &pixels).into(),
-        _ => DynamicImage::ImageRgb8(from_raw(width, height, pixels)),
+        _ => DynamicImage::ImageRgb8(image_of(width, height, pixels)),
     })
 }
 
@@ -236,7 +237,7 @@ fn rgb_of_inverted_cmyk(width: u32, height: u32, pixels: &[u8]) -> RgbImage {
             (light - (((product >> 8) + product) >> 8)).clamp(0, 255) as u8
         })
     });
-    from_raw(width, height, rgb.collect())
+    image_of(width, height, rgb.collect())
 }
 
 fn decode_webp(bytes: &[u8]) -> Result<Decoded, DecodeError> {
@@ -266,9 +267,9 @@ fn decode_webp(bytes: &[u8]) -> Result<Decoded, DecodeError> {
 
 fn webp_picture(width: u32, height: u32, pixels: Vec<u8>, alpha: bool) -> DynamicImage {
     if alpha {
-        DynamicImage::ImageRgba8(from_raw(width, height, pixels))
+        DynamicImage::ImageRgba8(image_of(width, height, pixels))
     } else {
-        DynamicImage::ImageRgb8(from_raw(width, height, pixels))
+        DynamicImage::ImageRgb8(image_of(width, height, pixels))
     }
 }
 
@@ -339,18 +340,11 @@ fn check_size(width_px: u32, height_px: u32) -> Result<(), DecodeError> {
     Ok(())
 }
 
-fn from_raw<P>(width: u32, height: u32, pixels: Vec<u8>) -> image::ImageBuffer<P, Vec<u8>>
-where
-    P: image::Pixel<Subpixel = u8>,
-{
-    image::ImageBuffer::from_raw(width, height, pixels).expect("the decoder filled the buffer")
-}
-
 fn grey_of_16_bit(width: u32, height: u32, big_endian: &[u8]) -> GrayImage {
     let clipped = big_endian
         .chunks_exact(2)
         .map(|pair| u8::try_from(u16::from_be_bytes([pair[0], pair[1]])).unwrap_or(u8::MAX));
-    from_raw(width, height, clipped.collect())
+    image_of(width, height, clipped.collect())
 }
 
 /// What Pillow makes of deep pixels: the high byte of colour, clipped grey.
@@ -361,16 +355,16 @@ fn to_eight_bit(picture: DynamicImage) -> DynamicImage {
         DynamicImage::ImageLuma16(grey) => {
             let clip = |s: u16| u8::try_from(s).unwrap_or(u8::MAX);
             let clipped = grey.into_raw().into_iter().map(clip).collect();
-            DynamicImage::ImageLuma8(from_raw(width, height, clipped))
+            DynamicImage::ImageLuma8(image_of(width, height, clipped))
         }
         DynamicImage::ImageLumaA16(p) => {
-            DynamicImage::ImageLumaA8(from_raw(width, height, high(p.into_raw())))
+            DynamicImage::ImageLumaA8(image_of(width, height, high(p.into_raw())))
         }
         DynamicImage::ImageRgb16(p) => {
-            DynamicImage::ImageRgb8(from_raw(width, height, high(p.into_raw())))
+            DynamicImage::ImageRgb8(image_of(width, height, high(p.into_raw())))
         }
         DynamicImage::ImageRgba16(p) => {
-            DynamicImage::ImageRgba8(from_raw(width, height, high(p.into_raw())))
+            DynamicImage::ImageRgba8(image_of(width, height, high(p.into_raw())))
         }
         DynamicImage::ImageRgb32F(_) => DynamicImage::ImageRgb8(picture.to_rgb8()),
         DynamicImage::ImageRgba32F(_) => DynamicImage::ImageRgba8(picture.to_rgba8()),

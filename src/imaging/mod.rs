@@ -4,16 +4,41 @@
 //! compositing, OpenCV 4 for the mask blur and LAB, torch for latent interpolation. Where those are
 //! exact integer arithmetic, so is this room, to the byte.
 
+mod composite;
 mod decode;
 mod encode;
 mod exif;
+mod gaussian_blur;
 mod gif_info;
+mod grid;
 mod jpeg_info;
+mod latent_resize;
+mod mask;
+mod mask_blur;
+mod overlay;
 mod pixels;
 mod png_text;
+mod resample;
+mod resize_mode;
+mod upscale;
 
+#[cfg(test)]
+mod golden_tests;
+
+pub use composite::{alpha_composite, blend, crop, flatten, parse_colour, paste};
 pub use decode::{DecodeError, Decoded, Metadata, base64_decode_lenient, decode, decode_base64};
 pub use encode::{
     EncodeError, ImageFormat, encode_jpeg, encode_png, encode_png_with_compression, encode_webp,
 };
+pub use grid::{GridRows, grid_shape, image_grid};
+pub use latent_resize::{LATENT_UPSCALE_MODES, LatentFilter, latent_filter, resize_latent};
+pub use mask::{
+    MaskOptions, PreparedMask, Region, expand_region, invert_mask, latent_mask, mask_of_picture,
+    masked_region, prepare_mask, resize_mask, to_grey,
+};
+pub use mask_blur::blur_mask;
+pub use overlay::{apply_overlay, fill_masked, overlay_of, uncrop};
 pub use pixels::{picture_to_signed, picture_to_unit, tensor_to_picture, to_rgb};
+pub use resample::{Filter, resize, resize_grey, resize_rgb};
+pub use resize_mode::{ResizeMode, resize_image};
+pub use upscale::{Cause, Upscaler, upscale, upscale_tiled, upscaled_side};

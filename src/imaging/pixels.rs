@@ -2,7 +2,7 @@
 //!
 //! A1111 divides and multiplies in float32 and truncates (never rounds) on the way back to 8 bit.
 
-use image::{DynamicImage, RgbImage};
+use image::{DynamicImage, ImageBuffer, Pixel, RgbImage};
 use ndarray::{Array4, ArrayView3};
 
 /// One decoded picture, `[3, height, width]` around -1..1, as 8-bit RGB:
@@ -30,8 +30,7 @@ pub fn tensor_to_picture(decoded: ArrayView3<'_, f32>) -> RgbImage {
             }
         }
     }
-    RgbImage::from_raw(width as u32, height as u32, pixels)
-        .expect("the buffer was made for this size")
+    image_of(width as u32, height as u32, pixels)
 }
 
 /// A picture as `[1, 3, height, width]` in 0..1 (`p / 255`).
@@ -55,6 +54,15 @@ fn map_pixels(picture: &RgbImage, value_of: impl Fn(f32) -> f32) -> Array4<f32> 
         planes.extend(samples.map(|&level| table[usize::from(level)]));
     }
     Array4::from_shape_vec((1, 3, height, width), planes).expect("three planes of this size")
+}
+
+/// The picture of these samples, which the caller made for this size.
+pub(super) fn image_of<P: Pixel<Subpixel = u8>>(
+    width: u32,
+    height: u32,
+    samples: Vec<u8>,
+) -> ImageBuffer<P, Vec<u8>> {
+    ImageBuffer::from_raw(width, height, samples).expect("the samples were made for this size")
 }
 
 /// Pillow's `convert("RGB")`: grey is replicated, alpha is dropped without compositing.
