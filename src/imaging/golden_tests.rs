@@ -349,7 +349,10 @@ fn latent_masks_give_the_recorded_vector() {
             .all(|value| value.to_bits() == 1.0_f32.to_bits())
     );
     let soft = latent_mask(&mask, 8, 8, false);
-    assert!(soft.iter().all(|value| value.to_bits() == (200.0_f32 / 255.0).to_bits()));
+    assert!(
+        soft.iter()
+            .all(|value| value.to_bits() == (200.0_f32 / 255.0).to_bits())
+    );
 }
 
 #[test]
@@ -483,5 +486,42 @@ fn lossy_files_are_pillows_to_the_byte() {
         );
         assert_eq!(case["size_bytes"], file.len(), "{name}");
         assert_eq!(case["crc32"], crc32(&file), "{name}");
+    }
+}
+
+#[test]
+fn lab_is_opencvs_to_the_byte() {
+    let golden = golden!("images_colour.json");
+    let levels = || (0..=255_u8).step_by(5);
+    let cube = levels().flat_map(|r| levels().flat_map(move |g| levels().map(move |b| [r, g, b])));
+    let samples: Vec<u8> = cube.flatten().collect();
+    let cube: RgbImage = image_of(samples.len() as u32 / 3, 1, samples);
+    assert_eq!(
+        golden["cases"]["rgb_to_lab"],
+        crc32(&lab::lab_of_rgb(&cube))
+    );
+    assert_eq!(
+        golden["cases"]["lab_to_rgb"],
+        crc32(&lab::rgb_of_lab(&cube))
+    );
+}
+
+#[test]
+fn colour_correction_is_the_originals_to_the_byte() {
+    let golden = golden!("images_colour.json");
+    for case in golden["cases"]["corrections"].as_array().unwrap() {
+        let seed = number(&case["seed"]);
+        let reference = ColorReference::of(&smooth(seed, 40, 30));
+        let input = if seed == 43 {
+            rgb(seed, 36, 28)
+        } else {
+            smooth(seed + 10, 36, 28)
+        };
+        assert_eq!(case["matched"], crc32(&reference.matched(&input)), "{seed}");
+        assert_eq!(
+            reference.apply(&input).as_raw(),
+            &bytes(&case["want"]),
+            "{seed}"
+        );
     }
 }

@@ -4,6 +4,7 @@
 //! compositing, OpenCV 4 for the mask blur and LAB, torch for latent interpolation. Where those are
 //! exact integer arithmetic, so is this room, to the byte.
 
+mod color_correction;
 mod composite;
 mod decode;
 mod encode;
@@ -12,6 +13,7 @@ mod gaussian_blur;
 mod gif_info;
 mod grid;
 mod jpeg_info;
+mod lab;
 mod latent_resize;
 mod mask;
 mod mask_blur;
@@ -25,6 +27,7 @@ mod upscale;
 #[cfg(test)]
 mod golden_tests;
 
+pub use color_correction::ColorReference;
 pub use composite::{alpha_composite, blend, crop, flatten, parse_colour, paste};
 pub use decode::{DecodeError, Decoded, Metadata, base64_decode_lenient, decode, decode_base64};
 pub use encode::{
