@@ -22,6 +22,7 @@ mod pixels;
 mod png_text;
 mod resample;
 mod resize_mode;
+mod soft_inpainting;
 mod upscale;
 
 #[cfg(test)]
@@ -44,4 +45,5 @@ pub use overlay::{apply_overlay, fill_masked, overlay_of, uncrop};
 pub use pixels::{picture_to_signed, picture_to_unit, tensor_to_picture, to_rgb};
 pub use resample::{Filter, resize, resize_grey, resize_rgb};
 pub use resize_mode::{ResizeMode, resize_image};
+pub use soft_inpainting::{SoftBlend, SoftOverlay};
 pub use upscale::{Cause, Upscaler, upscale, upscale_tiled, upscaled_side};
