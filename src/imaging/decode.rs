@@ -55,7 +55,7 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// The text entries that a picture made from this one inherits, `parameters` first.
+    /// The text entries that a picture made from this one inherits, `parameters` last.
     #[must_use]
     pub fn texts(&self) -> Vec<(String, String)> {
         let infotext = self
@@ -65,7 +65,7 @@ impl Metadata {
         let items = self.items.iter();
         let items = items.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)));
         let owned = |(key, text): (&str, &str)| (key.to_owned(), text.to_owned());
-        infotext.chain(items).map(owned).collect()
+        items.chain(infotext).map(owned).collect()
     }
 }
 

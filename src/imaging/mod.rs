@@ -42,7 +42,9 @@ pub use mask::{
 };
 pub use mask_blur::blur_mask;
 pub use overlay::{apply_overlay, fill_masked, overlay_of, uncrop};
-pub use pixels::{picture_to_signed, picture_to_unit, tensor_to_picture, to_rgb};
+pub use pixels::{
+    bgr_to_picture, picture_to_bgr, picture_to_signed, picture_to_unit, tensor_to_picture, to_rgb,
+};
 pub use resample::{Filter, resize, resize_grey, resize_rgb};
 pub use resize_mode::{ResizeMode, resize_image};
 pub use soft_inpainting::{SoftBlend, SoftOverlay};

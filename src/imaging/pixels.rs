@@ -45,6 +45,36 @@ pub fn picture_to_signed(picture: &RgbImage) -> Array4<f32> {
     map_pixels(picture, |value| value / 255.0 * 2.0 - 1.0)
 }
 
+/// A picture as the ESRGAN family takes it, `[1, 3, height, width]` in 0..1 with the planes in the order
+/// blue, green, red: A1111 divides in f64 and then casts.
+#[must_use]
+pub fn picture_to_bgr(picture: &RgbImage) -> Array4<f32> {
+    let mut tensor = map_pixels(picture, |level| (f64::from(level) / 255.0) as f32);
+    tensor.invert_axis(ndarray::Axis(1));
+    tensor.as_standard_layout().into_owned()
+}
+
+/// The way back of [`picture_to_bgr`]: `[3, height, width]`, clamped, times 255, rounded half to even.
+///
+/// # Panics
+/// When the tensor has other than three channels.
+#[must_use]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "a view is a reference already"
+)]
+pub fn bgr_to_picture(tensor: ArrayView3<'_, f32>) -> RgbImage {
+    let (channels, height, width) = tensor.dim();
+    assert_eq!(channels, 3, "an enlarged picture has three channels");
+    RgbImage::from_fn(width as u32, height as u32, |x, y| {
+        let level = |plane: usize| {
+            let unit = tensor[[plane, y as usize, x as usize]].clamp(0.0, 1.0);
+            (unit * 255.0).round_ties_even() as u8
+        };
+        image::Rgb([level(2), level(1), level(0)])
+    })
+}
+
 fn map_pixels(picture: &RgbImage, value_of: impl Fn(f32) -> f32) -> Array4<f32> {
     let table: [f32; 256] = std::array::from_fn(|level| value_of(level as f32));
     let (width, height) = (picture.width() as usize, picture.height() as usize);
@@ -102,6 +132,18 @@ mod tests {
         assert_eq!(
             signed[[0, 0, 0, 1]].to_bits(),
             (102.0_f32 / 255.0 * 2.0 - 1.0).to_bits()
+        );
+    }
+
+    #[test]
+    fn the_way_through_blue_green_red_is_lossless() {
+        let levels = (0..=255).flat_map(|level| [level, 255 - level, level / 2]);
+        let picture = RgbImage::from_raw(16, 16, levels.collect()).unwrap();
+        let tensor = picture_to_bgr(&picture);
+        assert_eq!(tensor[[0, 2, 0, 1]].to_bits(), (1.0_f32 / 255.0).to_bits());
+        assert_eq!(
+            bgr_to_picture(tensor.index_axis(ndarray::Axis(0), 0)),
+            picture
         );
     }
 

@@ -3,12 +3,19 @@
 
 mod control;
 mod error;
+mod extras;
 mod generate;
 mod model;
 mod params;
+mod upscalers;
 
 pub use control::{JobControl, Unattended};
 pub use error::GenerateError;
+pub use extras::{
+    ExtrasImage, ExtrasParams, ExtrasResult, ExtrasSize, ExtrasStage, FaceModel, FaceRestorer,
+    extras,
+};
 pub use generate::generate;
 pub use model::{Cause, Family, Model, ModelProvider, ModelRequest, Posterior, Prediction, Vae};
 pub use params::*;
+pub use upscalers::{BuiltInUpscalers, FoundUpscaler, Tiling, UpscalerNetwork, UpscalerProvider};
