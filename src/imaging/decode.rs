@@ -193,6 +193,9 @@ fn decode_png(bytes: &[u8]) -> Result<Decoded, DecodeError> {
 }
 
 fn decode_jpeg(bytes: &[u8]) -> Result<Decoded, DecodeError> {
+    if !jpeg_info::is_complete(bytes) {
+        return Err(DecodeError::picture("image file is truncated"));
+    }
     // libjpeg reports errors by unwinding, without a panic message.
     let picture = catch_unwind(AssertUnwindSafe(|| read_jpeg(bytes)))
         .map_err(|_| DecodeError::picture("libjpeg cannot read the picture"))??;
@@ -427,6 +430,14 @@ mod tests {
         let mut png = small_png();
         png.truncate(50);
         assert!(decode(&png).is_err());
+        let picture = DynamicImage::new_rgb8(64, 64);
+        let mut jpeg = crate::imaging::encode_jpeg(&picture, 80, "").unwrap();
+        assert!(decode(&jpeg).is_ok());
+        jpeg.truncate(jpeg.len() - 2);
+        assert!(decode(&jpeg).is_err());
+        for length in (0..jpeg.len()).step_by(7) {
+            assert!(decode(&jpeg[..length]).is_err());
+        }
     }
 
     #[test]

@@ -248,7 +248,7 @@ fn compositing_is_pillows_to_the_byte() {
         assert_eq!(case["crc32"], crc32(mixed.as_bytes()), "{share}");
     }
     let mask = picture(10, "L", 40, 30).to_luma8();
-    let overlay = overlay_of(&rgb(9, 40, 30), &mask);
+    let overlay = overlay_of(&rgb(9, 40, 30), &mask).unwrap();
     assert_eq!(want["overlay"], crc32(&overlay));
     let painted = apply_overlay(&rgb(12, 40, 30), &overlay, None).unwrap();
     assert_eq!(want["overlay_applied"], crc32(&painted));
@@ -268,7 +268,7 @@ fn fill_is_the_originals_to_the_byte() {
         let chosen = noise(32, count).into_iter().zip(noise(33, count));
         let levels = chosen.map(|(choice, level)| if choice > 150 { 255 } else { level });
         let mask: GrayImage = image_of(width, height, levels.collect());
-        let filled = fill_masked(&rgb(31, width, height), &mask);
+        let filled = fill_masked(&rgb(31, width, height), &mask).unwrap();
         assert_eq!(case["crc32"], crc32(&filled), "{width}x{height}");
     }
     let golden = golden!("image_vectors.json");
@@ -278,7 +278,7 @@ fn fill_is_the_originals_to_the_byte() {
         image::Luma([if inside { 255 } else { 0 }])
     });
     assert_eq!(
-        fill_masked(&input, &mask).as_raw(),
+        fill_masked(&input, &mask).unwrap().as_raw(),
         &numbers(&golden["fill"]["output"])
     );
 }
@@ -523,5 +523,29 @@ fn colour_correction_is_the_originals_to_the_byte() {
             &bytes(&case["want"]),
             "{seed}"
         );
+    }
+}
+
+#[test]
+fn damaged_files_never_panic() {
+    let golden = golden!("images_decode.json");
+    let files: Vec<Vec<u8>> = cases(&golden)
+        .iter()
+        .map(|case| bytes(&case["file"]))
+        .collect();
+    let mut random = noise(77, 40_000).into_iter();
+    let mut next = || usize::from(random.next().unwrap_or(0));
+    for file in &files {
+        for _ in 0..200 {
+            let mut damaged = file.clone();
+            for _ in 0..1 + next() % 3 {
+                let at = (next() * 256 + next()) % damaged.len();
+                damaged[at] = next() as u8;
+            }
+            if next() % 4 == 0 {
+                damaged.truncate(damaged.len() * next() / 255);
+            }
+            let _outcome = decode(&damaged);
+        }
     }
 }

@@ -13,6 +13,16 @@ pub(super) fn read(jpeg: &[u8]) -> (Option<&[u8]>, Option<String>) {
     (exif, comment)
 }
 
+/// Whether an end-of-image marker follows the first scan. libjpeg makes grey of what a cut-off file lacks;
+/// Pillow refuses such a file.
+pub(super) fn is_complete(jpeg: &[u8]) -> bool {
+    let headers = segments(jpeg)
+        .map(|(_, data)| data.len() + 4)
+        .sum::<usize>();
+    let scans = jpeg.get(headers..).unwrap_or_default();
+    scans.windows(2).rev().any(|marker| marker == [0xff, 0xd9])
+}
+
 /// The segments before the first scan.
 fn segments(jpeg: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     let mut rest = jpeg.strip_prefix(&[0xff, 0xd8]).unwrap_or_default();

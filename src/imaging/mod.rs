@@ -12,6 +12,7 @@ mod exif;
 mod gaussian_blur;
 mod gif_info;
 mod grid;
+mod init_image;
 mod jpeg_info;
 mod lab;
 mod latent_resize;
@@ -35,6 +36,7 @@ pub use encode::{
     EncodeError, ImageFormat, encode_jpeg, encode_png, encode_png_with_compression, encode_webp,
 };
 pub use grid::{GridRows, grid_shape, image_grid};
+pub use init_image::{InitImageOptions, PreparedInitImage, prepare_init_image};
 pub use latent_resize::{LATENT_UPSCALE_MODES, LatentFilter, latent_filter, resize_latent};
 pub use mask::{
     MaskOptions, PreparedMask, Region, expand_region, invert_mask, latent_mask, mask_of_picture,

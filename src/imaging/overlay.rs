@@ -12,30 +12,28 @@ use super::upscale::{Cause, Upscaler};
 
 /// The original picture with the masked part cut out: alpha is `255 - mask`.
 ///
-/// # Panics
+/// # Errors
 /// When mask and picture differ in size.
-#[must_use]
-pub fn overlay_of(picture: &RgbImage, mask: &GrayImage) -> RgbaImage {
-    let mut samples = cut_out(picture, mask);
+pub fn overlay_of(picture: &RgbImage, mask: &GrayImage) -> Result<RgbaImage, Cause> {
+    let mut samples = cut_out(picture, mask)?;
     unpremultiply_in_place::<4>(&mut samples);
-    rgba(picture, samples)
+    Ok(rgba(picture, samples))
 }
 
 /// Premultiplied RGBA of the picture pasted through the inverted mask.
-fn cut_out(picture: &RgbImage, mask: &GrayImage) -> Vec<u8> {
-    assert_eq!(
-        picture.dimensions(),
-        mask.dimensions(),
-        "images do not match"
-    );
+fn cut_out(picture: &RgbImage, mask: &GrayImage) -> Result<Vec<u8>, Cause> {
+    if picture.dimensions() != mask.dimensions() {
+        return Err("images do not match".into());
+    }
     let pixels = picture.pixels().zip(mask.as_raw());
-    pixels
+    let samples = pixels
         .flat_map(|(pixel, &level)| {
             let kept = 255 - level;
             let [r, g, b] = pixel.0.map(|sample| multiply(sample, kept));
             [r, g, b, kept]
         })
-        .collect()
+        .collect();
+    Ok(samples)
 }
 
 fn rgba(like: &RgbImage, samples: Vec<u8>) -> RgbaImage {
@@ -44,10 +42,9 @@ fn rgba(like: &RgbImage, samples: Vec<u8>) -> RgbaImage {
 
 /// Fills the masked part with ever finer blurs of its surroundings (the *fill* of `inpainting_fill`).
 ///
-/// # Panics
+/// # Errors
 /// When mask and picture differ in size.
-#[must_use]
-pub fn fill_masked(picture: &RgbImage, mask: &GrayImage) -> RgbImage {
+pub fn fill_masked(picture: &RgbImage, mask: &GrayImage) -> Result<RgbImage, Cause> {
     const ROUNDS: [(f32, usize); 6] = [
         (256.0, 1),
         (64.0, 1),
@@ -56,7 +53,7 @@ pub fn fill_masked(picture: &RgbImage, mask: &GrayImage) -> RgbImage {
         (2.0, 2),
         (0.0, 1),
     ];
-    let masked = cut_out(picture, mask);
+    let masked = cut_out(picture, mask)?;
     let mut filled = RgbaImage::new(picture.width(), picture.height());
     for (radius, repeats) in ROUNDS {
         let mut blurred = masked.clone();
@@ -67,7 +64,7 @@ pub fn fill_masked(picture: &RgbImage, mask: &GrayImage) -> RgbImage {
             alpha_composite(&mut filled, &blurred);
         }
     }
-    drop_alpha(&filled)
+    Ok(drop_alpha(&filled))
 }
 
 fn drop_alpha(picture: &RgbaImage) -> RgbImage {
