@@ -340,7 +340,6 @@ impl<'a> Parser<'a> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::Value;
 
     use super::*;
     use crate::prompt::vectors;
