@@ -1,1 +1,3 @@
-//! The CLIP, UNet, VAE and upscaler graphs behind the traits of the rooms that need them; nobody but `app.rs` calls it. May use pipeline, conditioning, sampling and runtime.
+//! The CLIP, UNet and VAE graphs behind the traits of the rooms below. Nobody but `app.rs` calls it.
+
+pub mod graphs;

@@ -1,1 +1,38 @@
-//! Loading graphs, execution providers, tensors: the only room that names `ort`. Uses no other room.
+//! Loading the ONNX Runtime library, execution providers, sessions and tensors. The only room that
+//! names `ort`, and the only one that may hold `unsafe` code.
+//!
+//! The library is looked for at run time ([`find_library`]) and loaded once a process
+//! ([`Runtime::load`]). A [`Graph`] is one session; it takes and gives `ndarray` arrays.
+
+mod graph;
+mod library;
+
+pub use graph::{Graph, GraphSource, Input, Invocation, Tensor};
+pub use library::{ExecutionProvider, LibrarySearch, Runtime, RuntimeOptions, find_library};
+
+/// Why the runtime could not be loaded or a graph could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// No library in any of the places.
+    #[error(
+        "no ONNX Runtime library was found (looked at {looked_at}); run scripts/fetch_runtime, or name the library with --onnxruntime or ORT_DYLIB_PATH"
+    )]
+    LibraryMissing { looked_at: String },
+    /// The file is no library, or one that is too old.
+    #[error(
+        "the ONNX Runtime library {path} cannot be used: {reason}; version 1.24 or newer is needed, scripts/fetch_runtime fetches one"
+    )]
+    LibraryUnusable { path: String, reason: String },
+    /// The runtime refused a graph.
+    #[error("the {graph} graph cannot be loaded: {reason}")]
+    Load { graph: String, reason: String },
+    /// A run failed.
+    #[error("the {graph} graph failed: {reason}")]
+    Run { graph: String, reason: String },
+    /// A run was stopped by [`Graph::terminate`].
+    #[error("the {graph} graph was stopped")]
+    Terminated { graph: String },
+    /// The graph has no such input or output, or one of another type.
+    #[error("the {graph} graph has no usable {what}")]
+    Contract { graph: String, what: String },
+}

@@ -1,0 +1,772 @@
+//! Nodes, constants and initializers of one graph, and the layers that all parts share.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use half::f16;
+use prost::Message as _;
+
+use super::proto::{
+    AttributeProto, Dimension, GraphProto, ModelProto, NodeProto, OperatorSetId, StringPair,
+    TensorProto, TensorShape, TensorType, TypeProto, ValueInfo, data_type, dimension,
+};
+use super::{BuildError, Weights};
+use crate::catalogue::StoredType;
+
+/// Where the weights of a graph are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// In the checkpoint file, as external data.
+    External,
+    /// In the model itself, rounded to half precision where the checkpoint has more.
+    InlineHalf,
+}
+
+/// Variants of a graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BuildOptions {
+    pub storage: Storage,
+    /// Circular padding in every 3x3 convolution with padding 1 (A1111's "tiling").
+    pub tiling: bool,
+    /// Every linear and convolution layer gets two inputs for low-rank additions.
+    pub adapters: bool,
+}
+
+impl Default for BuildOptions {
+    fn default() -> Self {
+        Self {
+            storage: Storage::External,
+            tiling: false,
+            adapters: false,
+        }
+    }
+}
+
+/// One layer that low-rank networks can change: `y += B (A x)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterPort {
+    /// The layer's name in the checkpoint, without the part's prefix; rows of a joined attention
+    /// projection end in `.q`, `.k` or `.v`.
+    pub layer: String,
+    /// Shape of A with the rank left out: `[in]` or `[in, kh, kw]`.
+    pub down_shape: Vec<usize>,
+    /// Output features.
+    pub out: usize,
+}
+
+impl AdapterPort {
+    /// The graph input that takes A, `[rank, ...down_shape]`.
+    #[must_use]
+    pub fn down_input(&self) -> String {
+        format!("lora_down.{}", self.layer)
+    }
+
+    /// The graph input that takes B, `[out, rank]`, followed by two unit axes for a convolution.
+    #[must_use]
+    pub fn up_input(&self) -> String {
+        format!("lora_up.{}", self.layer)
+    }
+}
+
+/// A finished graph.
+#[derive(Debug, Clone)]
+pub struct BuiltGraph {
+    /// The serialised `ModelProto`.
+    pub model: Vec<u8>,
+    /// The layers with adapter inputs, if the graph was built with them.
+    pub adapters: Vec<AdapterPort>,
+}
+
+/// The output of a node, an input or an initializer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Value(Rc<str>);
+
+impl Value {
+    fn new(name: &str) -> Self {
+        Self(Rc::from(name))
+    }
+}
+
+/// A dimension of an input or output.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Dim {
+    Free(&'static str),
+    Fixed(usize),
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Attribute {
+    Int(i64),
+    Float(f32),
+    Text(&'static str),
+    Ints(Vec<i64>),
+}
+
+pub(super) const ONNX: &str = "";
+pub(super) const MICROSOFT: &str = "com.microsoft";
+
+/// Collects one graph.
+pub(super) struct GraphBuilder<'w> {
+    weights: &'w Weights,
+    options: BuildOptions,
+    graph: GraphProto,
+    adapters: Vec<AdapterPort>,
+    initializers: HashMap<String, Value>,
+    next_value: usize,
+}
+
+impl<'w> GraphBuilder<'w> {
+    pub(super) fn new(name: &str, weights: &'w Weights, options: BuildOptions) -> Self {
+        Self {
+            weights,
+            options,
+            graph: GraphProto {
+                name: name.to_owned(),
+                ..GraphProto::default()
+            },
+            adapters: Vec::new(),
+            initializers: HashMap::new(),
+            next_value: 0,
+        }
+    }
+
+    pub(super) fn weights(&self) -> &'w Weights {
+        self.weights
+    }
+
+    pub(super) fn finish(self) -> BuiltGraph {
+        let model = ModelProto {
+            ir_version: 9,
+            opset_import: [(ONNX, 19), (MICROSOFT, 1)]
+                .map(|(domain, version)| OperatorSetId {
+                    domain: domain.to_owned(),
+                    version,
+                })
+                .into(),
+            producer_name: "ancestral".to_owned(),
+            graph: Some(self.graph),
+        };
+        BuiltGraph {
+            model: model.encode_to_vec(),
+            adapters: self.adapters,
+        }
+    }
+
+    // ---- inputs, outputs, nodes -------------------------------------------------------------
+
+    pub(super) fn input(&mut self, name: &str, element: i32, dims: &[Dim]) -> Value {
+        self.graph.input.push(value_info(name, element, dims));
+        Value::new(name)
+    }
+
+    /// An input that may be left out, with its default.
+    pub(super) fn optional_input(
+        &mut self,
+        name: &str,
+        dims: &[Dim],
+        default: &[f32],
+        default_dims: &[usize],
+    ) -> Value {
+        let value = self.input(name, data_type::FLOAT, dims);
+        self.graph.initializer.push(TensorProto {
+            dims: signed(default_dims),
+            data_type: data_type::FLOAT,
+            name: name.to_owned(),
+            raw_data: Some(default.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            ..TensorProto::default()
+        });
+        value
+    }
+
+    pub(super) fn output(&mut self, value: &Value, name: &str, dims: &[Dim]) {
+        self.graph.node.push(NodeProto {
+            input: vec![value.0.to_string()],
+            output: vec![name.to_owned()],
+            name: format!("output/{name}"),
+            op_type: "Identity".to_owned(),
+            ..NodeProto::default()
+        });
+        self.graph
+            .output
+            .push(value_info(name, data_type::FLOAT, dims));
+    }
+
+    /// A node with one output. `None` inputs are left out ones.
+    pub(super) fn node_in(
+        &mut self,
+        domain: &'static str,
+        op: &str,
+        inputs: &[Option<&Value>],
+        attributes: &[(&str, Attribute)],
+    ) -> Value {
+        self.next_value += 1;
+        let name = format!("{op}_{}", self.next_value);
+        self.graph.node.push(NodeProto {
+            input: inputs
+                .iter()
+                .map(|value| value.map_or_else(String::new, |value| value.0.to_string()))
+                .collect(),
+            output: vec![name.clone()],
+            name: name.clone(),
+            op_type: op.to_owned(),
+            attribute: attributes
+                .iter()
+                .map(|(name, value)| attribute(name, value))
+                .collect(),
+            domain: domain.to_owned(),
+        });
+        Value::new(&name)
+    }
+
+    pub(super) fn node(
+        &mut self,
+        op: &str,
+        inputs: &[&Value],
+        attributes: &[(&str, Attribute)],
+    ) -> Value {
+        let inputs: Vec<Option<&Value>> = inputs.iter().copied().map(Some).collect();
+        self.node_in(ONNX, op, &inputs, attributes)
+    }
+
+    // ---- constants and weights ----------------------------------------------------------------
+
+    pub(super) fn ints(&mut self, values: &[i64]) -> Value {
+        let name = format!("ints{values:?}");
+        let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.constant(name, data_type::INT64, &[values.len()], raw)
+    }
+
+    pub(super) fn int_scalar(&mut self, value: i64) -> Value {
+        let raw = value.to_le_bytes().to_vec();
+        self.constant(format!("int[{value}]"), data_type::INT64, &[], raw)
+    }
+
+    /// A float constant; equal names mean equal values.
+    pub(super) fn floats(&mut self, name: &str, values: &[f32], dims: &[usize]) -> Value {
+        let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.constant(name.to_owned(), data_type::FLOAT, dims, raw)
+    }
+
+    /// A 32-bit integer constant.
+    pub(super) fn short_ints(&mut self, name: &str, values: &[i32], dims: &[usize]) -> Value {
+        let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.constant(name.to_owned(), data_type::INT32, dims, raw)
+    }
+
+    /// A half-precision constant in the model itself.
+    pub(super) fn halves(&mut self, name: &str, values: &[f32], dims: &[usize]) -> Value {
+        self.constant(
+            name.to_owned(),
+            data_type::FLOAT16,
+            dims,
+            half_bytes(values),
+        )
+    }
+
+    fn constant(&mut self, name: String, element: i32, dims: &[usize], raw: Vec<u8>) -> Value {
+        if let Some(known) = self.initializers.get(&name) {
+            return known.clone();
+        }
+        let value = Value::new(&name);
+        self.graph.initializer.push(TensorProto {
+            dims: signed(dims),
+            data_type: element,
+            name: name.clone(),
+            raw_data: Some(raw),
+            ..TensorProto::default()
+        });
+        self.initializers.insert(name, value.clone());
+        value
+    }
+
+    /// A weight as float32 with the dimensions `dims`, which may differ from the stored ones as
+    /// long as the number of values is the same.
+    pub(super) fn weight(&mut self, name: &str, dims: &[usize]) -> Result<Value, BuildError> {
+        let count = dims.iter().product();
+        self.weight_part(name, name, 0, count, dims)
+    }
+
+    /// `rows` rows of a weight from `first_row` on, as float32; `part` names the piece.
+    pub(super) fn weight_rows(
+        &mut self,
+        name: &str,
+        part: &str,
+        first_row: usize,
+        dims: &[usize],
+    ) -> Result<Value, BuildError> {
+        let shape = self.weights.shape(name)?;
+        let row: usize = shape.iter().skip(1).product();
+        let total: usize = shape.iter().product();
+        let unique = format!("{name}/{part}");
+        self.weight_part(name, &unique, first_row * row, total, dims)
+    }
+
+    /// A weight in its stored type, and that type.
+    pub(super) fn stored_weight(
+        &mut self,
+        name: &str,
+        dims: &[usize],
+    ) -> Result<(Value, bool), BuildError> {
+        let count = dims.iter().product();
+        self.initializer(name, name, 0, count, dims)
+    }
+
+    fn weight_part(
+        &mut self,
+        name: &str,
+        unique: &str,
+        first: usize,
+        total: usize,
+        dims: &[usize],
+    ) -> Result<Value, BuildError> {
+        let as_float = format!("{unique}/f32");
+        if let Some(known) = self.initializers.get(&as_float) {
+            return Ok(known.clone());
+        }
+        let (value, is_float) = self.initializer(name, unique, first, total, dims)?;
+        let value = if is_float {
+            value
+        } else {
+            self.to_float(&value)
+        };
+        self.initializers.insert(as_float, value.clone());
+        Ok(value)
+    }
+
+    pub(super) fn to_float(&mut self, value: &Value) -> Value {
+        let to = Attribute::Int(i64::from(data_type::FLOAT));
+        self.node("Cast", &[value], &[("to", to)])
+    }
+
+    /// The initializer for values `first..` of a stored tensor of `total` values; true when it is
+    /// float32 already.
+    fn initializer(
+        &mut self,
+        name: &str,
+        unique: &str,
+        first: usize,
+        total: usize,
+        dims: &[usize],
+    ) -> Result<(Value, bool), BuildError> {
+        let stored = self.weights.get(name)?;
+        let count: usize = dims.iter().product();
+        let stored_count: usize = stored.shape.iter().product();
+        if stored_count != total || first + count > total {
+            return Err(BuildError::Shape {
+                name: self.weights.full(name),
+                shape: stored.shape.clone(),
+                wanted: format!("{total} values for {dims:?}"),
+            });
+        }
+        let mut tensor = TensorProto {
+            dims: signed(dims),
+            name: unique.to_owned(),
+            ..TensorProto::default()
+        };
+        let is_float = if let Some(values) = self.weights.replacement(name) {
+            tensor.data_type = data_type::FLOAT;
+            let part = &values[first..first + count];
+            tensor.raw_data = Some(part.iter().flat_map(|v| v.to_le_bytes()).collect());
+            true
+        } else {
+            match self.options.storage {
+                Storage::External => {
+                    let size = stored.stored_type.size_bytes();
+                    tensor.data_type = element_of(stored.stored_type, name)?;
+                    tensor.data_location = Some(1);
+                    let file = self.weights.path().file_name().unwrap_or_default();
+                    tensor.external_data = [
+                        ("location", file.to_string_lossy().into_owned()),
+                        (
+                            "offset",
+                            (stored.offset + first as u64 * size).to_string(),
+                        ),
+                        ("length", (count as u64 * size).to_string()),
+                    ]
+                    .map(|(key, value)| StringPair {
+                        key: key.to_owned(),
+                        value,
+                    })
+                    .into();
+                    tensor.data_type == data_type::FLOAT
+                }
+                Storage::InlineHalf => {
+                    let values = self.weights.read_f32(name)?;
+                    tensor.data_type = data_type::FLOAT16;
+                    tensor.raw_data = Some(half_bytes(&values[first..first + count]));
+                    false
+                }
+            }
+        };
+        self.graph.initializer.push(tensor);
+        Ok((Value::new(unique), is_float))
+    }
+
+    // ---- arithmetic ----------------------------------------------------------------------------
+
+    pub(super) fn add(&mut self, a: &Value, b: &Value) -> Value {
+        self.node("Add", &[a, b], &[])
+    }
+
+    pub(super) fn mul(&mut self, a: &Value, b: &Value) -> Value {
+        self.node("Mul", &[a, b], &[])
+    }
+
+    pub(super) fn concat(&mut self, values: &[&Value], axis: i64) -> Value {
+        self.node("Concat", values, &[("axis", Attribute::Int(axis))])
+    }
+
+    pub(super) fn transpose(&mut self, value: &Value, order: &[i64]) -> Value {
+        let order = Attribute::Ints(order.to_vec());
+        self.node("Transpose", &[value], &[("perm", order)])
+    }
+
+    pub(super) fn reshape(&mut self, value: &Value, shape: &Value) -> Value {
+        self.node("Reshape", &[value, shape], &[])
+    }
+
+    /// Reshape to constant dimensions; 0 keeps one, -1 is inferred.
+    pub(super) fn reshape_to(&mut self, value: &Value, shape: &[i64]) -> Value {
+        let shape = self.ints(shape);
+        self.reshape(value, &shape)
+    }
+
+    pub(super) fn shape_of(&mut self, value: &Value) -> Value {
+        self.node("Shape", &[value], &[])
+    }
+
+    /// Dimensions `start..end` of a value's shape.
+    pub(super) fn dims_of(&mut self, value: &Value, start: i64, end: i64) -> Value {
+        let range = [("start", Attribute::Int(start)), ("end", Attribute::Int(end))];
+        self.node("Shape", &[value], &range)
+    }
+
+    /// `x * sigmoid(x)`.
+    pub(super) fn silu(&mut self, x: &Value) -> Value {
+        self.quick_gelu(x, 1.0)
+    }
+
+    /// `x * sigmoid(alpha x)`.
+    pub(super) fn quick_gelu(&mut self, x: &Value, alpha: f32) -> Value {
+        let alpha = [("alpha", Attribute::Float(alpha))];
+        self.node_in(MICROSOFT, "QuickGelu", &[Some(x)], &alpha)
+    }
+
+    /// The exact Gaussian error linear unit.
+    pub(super) fn gelu(&mut self, x: &Value) -> Value {
+        self.node_in(MICROSOFT, "Gelu", &[Some(x)], &[])
+    }
+
+    // ---- layers --------------------------------------------------------------------------------
+
+    /// `x [n, in]` → `[n, out]`. The stored weight is `[out, in]` or a 1x1 kernel.
+    pub(super) fn linear(&mut self, x: &Value, layer: &str) -> Result<Value, BuildError> {
+        let name = format!("{layer}.weight");
+        let (out, width) = (self.weights.dim(&name, 0)?, self.weights.dim(&name, 1)?);
+        let weight = self.weight(&name, &[out, width])?;
+        let bias = self.optional_bias(layer, out)?;
+        let y = self.gemm(x, &weight, bias.as_ref());
+        Ok(self.adapted_linear(x, y, layer, width, out))
+    }
+
+    /// Rows `first..first + out` of a joined projection, as a linear layer of its own.
+    /// `weight` and `bias` are full names; `part` is appended to `layer` in the adapter's name.
+    pub(super) fn linear_rows(
+        &mut self,
+        x: &Value,
+        joined: &JoinedLinear<'_>,
+        part: &str,
+        first: usize,
+        out: usize,
+    ) -> Result<Value, BuildError> {
+        let width = self.weights.dim(joined.weight, 1)?;
+        let weight = self.weight_rows(joined.weight, part, first, &[out, width])?;
+        let bias = if self.weights.has(joined.bias) {
+            Some(self.weight_rows(joined.bias, part, first, &[out])?)
+        } else {
+            None
+        };
+        let y = self.gemm(x, &weight, bias.as_ref());
+        let layer = format!("{}.{part}", joined.layer);
+        Ok(self.adapted_linear(x, y, &layer, width, out))
+    }
+
+    fn gemm(&mut self, x: &Value, weight: &Value, bias: Option<&Value>) -> Value {
+        let transposed = [("transB", Attribute::Int(1))];
+        self.node_in(ONNX, "Gemm", &[Some(x), Some(weight), bias], &transposed)
+    }
+
+    fn optional_bias(&mut self, layer: &str, out: usize) -> Result<Option<Value>, BuildError> {
+        let name = format!("{layer}.bias");
+        if self.weights.has(&name) {
+            Ok(Some(self.weight(&name, &[out])?))
+        } else {
+            Ok(None)
+        }
+    }
+
+    fn adapted_linear(
+        &mut self,
+        x: &Value,
+        y: Value,
+        layer: &str,
+        width: usize,
+        out: usize,
+    ) -> Value {
+        if !self.options.adapters {
+            return y;
+        }
+        let port = AdapterPort {
+            layer: layer.to_owned(),
+            down_shape: vec![width],
+            out,
+        };
+        let float = data_type::FLOAT;
+        let rank = Dim::Free("rank");
+        let down = self.input(&port.down_input(), float, &[rank, Dim::Fixed(width)]);
+        let up = self.input(&port.up_input(), float, &[Dim::Fixed(out), rank]);
+        self.adapters.push(port);
+        let inner = self.gemm(x, &down, None);
+        self.gemm(&inner, &up, Some(&y))
+    }
+
+    /// A convolution with the stored kernel; `padding` on all four sides.
+    pub(super) fn conv(
+        &mut self,
+        x: &Value,
+        layer: &str,
+        stride: i64,
+        padding: i64,
+    ) -> Result<Value, BuildError> {
+        let name = format!("{layer}.weight");
+        let shape = self.weights.shape(&name)?.to_vec();
+        let [out, width, kh, kw] = shape[..] else {
+            return Err(BuildError::Shape {
+                name: self.weights.full(&name),
+                shape,
+                wanted: "[out, in, height, width]".to_owned(),
+            });
+        };
+        let weight = self.weight(&name, &shape)?;
+        let bias = self.optional_bias(layer, out)?;
+        let (x, padding) = if self.options.tiling && padding > 0 {
+            (self.wrap(x, padding), 0)
+        } else {
+            (x.clone(), padding)
+        };
+        let sizes = [
+            ("kernel_shape", Attribute::Ints(vec![kh as i64, kw as i64])),
+            ("pads", Attribute::Ints(vec![padding; 4])),
+            ("strides", Attribute::Ints(vec![stride; 2])),
+        ];
+        let y = self.node_in(
+            ONNX,
+            "Conv",
+            &[Some(&x), Some(&weight), bias.as_ref()],
+            &sizes,
+        );
+        if !self.options.adapters {
+            return Ok(y);
+        }
+        let port = AdapterPort {
+            layer: layer.to_owned(),
+            down_shape: vec![width, kh, kw],
+            out,
+        };
+        let float = data_type::FLOAT;
+        let rank = Dim::Free("rank");
+        let one = Dim::Fixed(1);
+        let down_dims = [rank, Dim::Fixed(width), Dim::Fixed(kh), Dim::Fixed(kw)];
+        let down = self.input(&port.down_input(), float, &down_dims);
+        let up = self.input(&port.up_input(), float, &[Dim::Fixed(out), rank, one, one]);
+        self.adapters.push(port);
+        let inner = self.node("Conv", &[&x, &down], &sizes);
+        let unit = [("kernel_shape", Attribute::Ints(vec![1, 1]))];
+        let change = self.node("Conv", &[&inner, &up], &unit);
+        Ok(self.add(&y, &change))
+    }
+
+    fn wrap(&mut self, x: &Value, padding: i64) -> Value {
+        let p = padding;
+        let pads = self.ints(&[0, 0, p, p, 0, 0, p, p]);
+        self.node("Pad", &[x, &pads], &[("mode", Attribute::Text("wrap"))])
+    }
+
+    /// Group normalisation with 32 groups: the groups become the channels of an instance
+    /// normalisation, then the per-channel scale and shift.
+    pub(super) fn group_norm(
+        &mut self,
+        x: &Value,
+        layer: &str,
+        eps: f32,
+    ) -> Result<Value, BuildError> {
+        let name = format!("{layer}.weight");
+        let channels = self.weights.dim(&name, 0)?;
+        let groups = self.reshape_to(x, &[0, 32, -1]);
+        let ones = self.floats("ones_32", &[1.0; 32], &[32]);
+        let zeros = self.floats("zeros_32", &[0.0; 32], &[32]);
+        let eps = [("epsilon", Attribute::Float(eps))];
+        let normal = self.node("InstanceNormalization", &[&groups, &ones, &zeros], &eps);
+        let shape = self.shape_of(x);
+        let normal = self.reshape(&normal, &shape);
+        let scale = self.weight(&name, &[channels, 1, 1])?;
+        let shift = self.weight(&format!("{layer}.bias"), &[channels, 1, 1])?;
+        let scaled = self.mul(&normal, &scale);
+        Ok(self.add(&scaled, &shift))
+    }
+
+    /// Layer normalisation over the last axis, eps 1e-5.
+    pub(super) fn layer_norm(&mut self, x: &Value, layer: &str) -> Result<Value, BuildError> {
+        let name = format!("{layer}.weight");
+        let width = self.weights.dim(&name, 0)?;
+        let scale = self.weight(&name, &[width])?;
+        let shift = self.weight(&format!("{layer}.bias"), &[width])?;
+        let options = [
+            ("axis", Attribute::Int(-1)),
+            ("epsilon", Attribute::Float(1e-5)),
+        ];
+        Ok(self.node("LayerNormalization", &[x, &scale, &shift], &options))
+    }
+
+    /// Scaled dot-product attention, `[batch, tokens, heads * size]` each, scale `size^-0.5`.
+    pub(super) fn attention(
+        &mut self,
+        q: &Value,
+        k: &Value,
+        v: &Value,
+        heads: usize,
+        bias: Option<&Value>,
+    ) -> Value {
+        let heads = [("num_heads", Attribute::Int(heads as i64))];
+        let mut inputs = vec![Some(q), Some(k), Some(v)];
+        if bias.is_some() {
+            inputs.extend([None, None, bias]);
+        }
+        self.node_in(MICROSOFT, "MultiHeadAttention", &inputs, &heads)
+    }
+
+    /// `[b, c, h, w]` → `[b * h * w, c]`.
+    pub(super) fn to_rows(&mut self, x: &Value, channels: usize) -> Value {
+        let flat = self.reshape_to(x, &[0, channels as i64, -1]);
+        let tokens = self.transpose(&flat, &[0, 2, 1]);
+        self.reshape_to(&tokens, &[-1, channels as i64])
+    }
+
+    /// `[b * n, c]` → `[b, n, c]`; `batch` is a one-value shape.
+    pub(super) fn to_tokens(&mut self, rows: &Value, batch: &Value, channels: usize) -> Value {
+        let rest = self.ints(&[-1, channels as i64]);
+        let shape = self.concat(&[batch, &rest], 0);
+        self.reshape(rows, &shape)
+    }
+
+    /// `[b * h * w, c]` → the shape of `like`.
+    pub(super) fn to_picture(
+        &mut self,
+        rows: &Value,
+        batch: &Value,
+        channels: usize,
+        like: &Value,
+    ) -> Value {
+        let tokens = self.to_tokens(rows, batch, channels);
+        let flat = self.transpose(&tokens, &[0, 2, 1]);
+        let shape = self.shape_of(like);
+        self.reshape(&flat, &shape)
+    }
+
+    /// Nearest-neighbour enlargement by two.
+    pub(super) fn upsample(&mut self, x: &Value) -> Value {
+        let scales = self.floats("upsample_scales", &[1.0, 1.0, 2.0, 2.0], &[4]);
+        let options = [
+            ("mode", Attribute::Text("nearest")),
+            ("coordinate_transformation_mode", Attribute::Text("asymmetric")),
+            ("nearest_mode", Attribute::Text("floor")),
+        ];
+        self.node_in(ONNX, "Resize", &[Some(x), None, Some(&scales)], &options)
+    }
+}
+
+/// A projection whose rows belong to several layers (open_clip's `in_proj`).
+pub(super) struct JoinedLinear<'n> {
+    pub(super) weight: &'n str,
+    pub(super) bias: &'n str,
+    pub(super) layer: &'n str,
+}
+
+fn value_info(name: &str, element: i32, dims: &[Dim]) -> ValueInfo {
+    let dims = dims
+        .iter()
+        .map(|dim| Dimension {
+            value: Some(match dim {
+                Dim::Free(name) => dimension::Value::Free((*name).to_owned()),
+                Dim::Fixed(size) => dimension::Value::Fixed(*size as i64),
+            }),
+        })
+        .collect();
+    ValueInfo {
+        name: name.to_owned(),
+        kind: Some(TypeProto {
+            tensor: Some(TensorType {
+                element,
+                shape: Some(TensorShape { dims }),
+            }),
+        }),
+    }
+}
+
+fn attribute(name: &str, value: &Attribute) -> AttributeProto {
+    let mut proto = AttributeProto {
+        name: name.to_owned(),
+        ..AttributeProto::default()
+    };
+    match value {
+        Attribute::Float(number) => {
+            proto.f = Some(*number);
+            proto.kind = 1;
+        }
+        Attribute::Int(number) => {
+            proto.i = Some(*number);
+            proto.kind = 2;
+        }
+        Attribute::Text(text) => {
+            proto.s = Some(text.as_bytes().to_vec());
+            proto.kind = 3;
+        }
+        Attribute::Ints(numbers) => {
+            proto.ints.clone_from(numbers);
+            proto.kind = 7;
+        }
+    }
+    proto
+}
+
+fn signed(dims: &[usize]) -> Vec<i64> {
+    dims.iter().map(|dim| *dim as i64).collect()
+}
+
+fn half_bytes(values: &[f32]) -> Vec<u8> {
+    values
+        .iter()
+        .flat_map(|value| f16::from_f32(*value).to_le_bytes())
+        .collect()
+}
+
+fn element_of(stored: StoredType, name: &str) -> Result<i32, BuildError> {
+    Ok(match stored {
+        StoredType::F64 => data_type::DOUBLE,
+        StoredType::F32 => data_type::FLOAT,
+        StoredType::F16 => data_type::FLOAT16,
+        StoredType::Bf16 => data_type::BFLOAT16,
+        StoredType::I64 => data_type::INT64,
+        StoredType::I32 => data_type::INT32,
+        StoredType::I16 => data_type::INT16,
+        StoredType::I8 => data_type::INT8,
+        StoredType::U8 => data_type::UINT8,
+        StoredType::Bool => data_type::BOOL,
+        StoredType::Other { .. } => {
+            return Err(BuildError::Unsupported {
+                part: "weights",
+                reason: format!("\"{name}\" is stored in an element type without a graph equivalent"),
+            });
+        }
+    })
+}

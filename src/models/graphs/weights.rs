@@ -1,0 +1,116 @@
+//! One part's view of a weights file: names without the part's prefix.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::BuildError;
+use crate::catalogue::{StoredTensor, TensorFile};
+
+/// The tensors under one prefix of a weights file, with replacements for the ones that a merged
+/// network changes.
+#[derive(Debug, Clone)]
+pub struct Weights {
+    file: Arc<TensorFile>,
+    prefix: String,
+    replaced: Arc<HashMap<String, Vec<f32>>>,
+}
+
+impl Weights {
+    /// The tensors of `file` whose names begin with `prefix`.
+    #[must_use]
+    pub fn new(file: Arc<TensorFile>, prefix: &str) -> Self {
+        Self {
+            file,
+            prefix: prefix.to_owned(),
+            replaced: Arc::new(HashMap::new()),
+        }
+    }
+
+    /// The same with other values for some tensors (names without prefix, row-major, same shape).
+    #[must_use]
+    pub fn with_replaced(mut self, replaced: HashMap<String, Vec<f32>>) -> Self {
+        self.replaced = Arc::new(replaced);
+        self
+    }
+
+    /// The same file under another prefix, without replacements.
+    #[must_use]
+    pub fn under(&self, prefix: &str) -> Self {
+        Self::new(Arc::clone(&self.file), prefix)
+    }
+
+    /// The file that holds the tensors.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Whether a tensor exists.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.file.get(&self.full(name)).is_some()
+    }
+
+    /// Whether any tensor's name begins so.
+    #[must_use]
+    pub fn has_any(&self, beginning: &str) -> bool {
+        let full = self.full(beginning);
+        self.file.names().any(|name| name.starts_with(&full))
+    }
+
+    /// A tensor's place.
+    ///
+    /// # Errors
+    /// [`BuildError::Missing`].
+    pub fn get(&self, name: &str) -> Result<&StoredTensor, BuildError> {
+        let full = self.full(name);
+        self.file
+            .get(&full)
+            .ok_or(BuildError::Missing { name: full })
+    }
+
+    /// A tensor's shape.
+    ///
+    /// # Errors
+    /// [`BuildError::Missing`].
+    pub fn shape(&self, name: &str) -> Result<&[usize], BuildError> {
+        Ok(&self.get(name)?.shape)
+    }
+
+    /// The length of one axis.
+    ///
+    /// # Errors
+    /// [`BuildError::Missing`], or [`BuildError::Shape`] when there is no such axis.
+    pub fn dim(&self, name: &str, axis: usize) -> Result<usize, BuildError> {
+        let shape = self.shape(name)?;
+        shape.get(axis).copied().ok_or_else(|| BuildError::Shape {
+            name: self.full(name),
+            shape: shape.to_vec(),
+            wanted: format!("more than {axis} axes"),
+        })
+    }
+
+    /// The values that a merged network gave a tensor.
+    #[must_use]
+    pub fn replacement(&self, name: &str) -> Option<&[f32]> {
+        self.replaced.get(name).map(Vec::as_slice)
+    }
+
+    /// A tensor's values as float32, replacements included.
+    ///
+    /// # Errors
+    /// When the tensor is missing or cannot be read.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, BuildError> {
+        match self.replaced.get(name) {
+            Some(values) => Ok(values.clone()),
+            None => Ok(self.file.read_f32(&self.full(name))?),
+        }
+    }
+
+    /// The name with the prefix, as it stands in the file.
+    #[must_use]
+    pub fn full(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+}

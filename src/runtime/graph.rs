@@ -1,0 +1,407 @@
+//! One session: graph bytes in, arrays in, arrays out.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use half::f16;
+use ndarray::{ArrayD, ArrayViewD, CowArray, IxDyn};
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::session::{RunOptions, Session, SessionInputValue};
+use ort::value::{DynValue, TensorElementType, TensorRef, ValueType};
+
+use super::{ExecutionProvider, Runtime, RuntimeError};
+
+/// Where a graph comes from.
+#[derive(Debug, Clone, Copy)]
+pub enum GraphSource<'a> {
+    /// A model file; external data is beside it.
+    File(&'a Path),
+    /// A serialised model whose external data, if any, lies in `external_folder`.
+    Bytes {
+        model: &'a [u8],
+        external_folder: Option<&'a Path>,
+    },
+}
+
+/// An input array. Float arrays are converted where the graph wants half precision.
+#[derive(Debug, Clone)]
+pub enum Tensor<'a> {
+    Float(CowArray<'a, f32, IxDyn>),
+    Int(CowArray<'a, i64, IxDyn>),
+}
+
+impl<'a, D: ndarray::Dimension> From<&'a ndarray::Array<f32, D>> for Tensor<'a> {
+    fn from(array: &'a ndarray::Array<f32, D>) -> Self {
+        Self::Float(array.view().into_dyn().into())
+    }
+}
+
+impl<'a, D: ndarray::Dimension> From<&'a ndarray::Array<i64, D>> for Tensor<'a> {
+    fn from(array: &'a ndarray::Array<i64, D>) -> Self {
+        Self::Int(array.view().into_dyn().into())
+    }
+}
+
+impl<D: ndarray::Dimension> From<ndarray::Array<f32, D>> for Tensor<'_> {
+    fn from(array: ndarray::Array<f32, D>) -> Self {
+        Self::Float(array.into_dyn().into())
+    }
+}
+
+impl<D: ndarray::Dimension> From<ndarray::Array<i64, D>> for Tensor<'_> {
+    fn from(array: ndarray::Array<i64, D>) -> Self {
+        Self::Int(array.into_dyn().into())
+    }
+}
+
+/// The element type and the shape (`None`: free) that a graph declares for an input or output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Input {
+    pub is_integer: bool,
+    pub dims: Vec<Option<usize>>,
+}
+
+/// What one call takes.
+pub type Invocation<'a> = [(&'a str, Tensor<'a>)];
+
+#[derive(Debug, Clone)]
+struct Port {
+    element: TensorElementType,
+    dims: Vec<Option<usize>>,
+}
+
+/// One loaded graph. Calls from several threads are served one after the other.
+pub struct Graph {
+    name: String,
+    session: Mutex<Session>,
+    inputs: HashMap<String, Port>,
+    outputs: HashMap<String, Port>,
+    /// The options of the call in flight, by which it can be stopped.
+    in_flight: Mutex<Vec<Arc<RunOptions>>>,
+}
+
+impl Graph {
+    /// Loads a graph; `name` is what errors and logs call it.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Load`] with the runtime's own words.
+    pub fn load(
+        runtime: &Runtime,
+        name: &str,
+        source: GraphSource<'_>,
+    ) -> Result<Self, RuntimeError> {
+        let refused = |reason: String| RuntimeError::Load {
+            graph: name.to_owned(),
+            reason,
+        };
+        let mut builder = session_builder(runtime).map_err(refused)?;
+        if let GraphSource::Bytes {
+            external_folder: Some(folder),
+            ..
+        } = source
+        {
+            builder = builder
+                .with_config_entry(
+                    "session.model_external_initializers_file_folder_path",
+                    folder.to_string_lossy(),
+                )
+                .map_err(|error| refused(error.to_string()))?;
+        }
+        let session = match source {
+            GraphSource::File(path) => builder.commit_from_file(path),
+            GraphSource::Bytes { model, .. } => builder.commit_from_memory(model),
+        }
+        .map_err(|error| refused(error.to_string()))?;
+        let inputs = ports(session.inputs().iter().map(|port| (port.name(), port.dtype())));
+        let outputs = ports(
+            session
+                .outputs()
+                .iter()
+                .map(|port| (port.name(), port.dtype())),
+        );
+        Ok(Self {
+            name: name.to_owned(),
+            session: Mutex::new(session),
+            inputs,
+            outputs,
+            in_flight: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// What the graph declares for an input, if it has it. Inputs with a default (overridable
+    /// initializers) are not among them.
+    #[must_use]
+    pub fn input(&self, name: &str) -> Option<Input> {
+        self.inputs.get(name).map(Port::declared)
+    }
+
+    /// What the graph declares for an output, if it has it.
+    #[must_use]
+    pub fn output(&self, name: &str) -> Option<Input> {
+        self.outputs.get(name).map(Port::declared)
+    }
+
+    /// Names of all inputs, in no order.
+    pub fn input_names(&self) -> impl Iterator<Item = &str> {
+        self.inputs.keys().map(String::as_str)
+    }
+
+    /// Names of all outputs, in no order.
+    pub fn output_names(&self) -> impl Iterator<Item = &str> {
+        self.outputs.keys().map(String::as_str)
+    }
+
+    /// Runs the graph and gives the asked-for outputs, as float32, in the order of `wanted`.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Contract`] when a wanted output does not exist, [`RuntimeError::Run`] when
+    /// the runtime fails, [`RuntimeError::Terminated`] after [`Self::terminate`].
+    pub fn run(
+        &self,
+        inputs: &Invocation<'_>,
+        wanted: &[&str],
+    ) -> Result<Vec<ArrayD<f32>>, RuntimeError> {
+        let failed = |error: ort::Error| RuntimeError::Run {
+            graph: self.name.clone(),
+            reason: error.to_string(),
+        };
+        if let Some(missing) = wanted.iter().find(|name| !self.outputs.contains_key(**name)) {
+            return Err(self.contract(format!("output \"{missing}\"")));
+        }
+        let converted: Vec<(&str, Feed<'_>)> = inputs
+            .iter()
+            .map(|(name, tensor)| (*name, self.feed(name, tensor)))
+            .collect();
+        let values: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = converted
+            .iter()
+            .map(|(name, feed)| Ok((Cow::Borrowed(*name), feed.value()?)))
+            .collect::<Result<_, ort::Error>>()
+            .map_err(failed)?;
+
+        let options = Arc::new(RunOptions::new().map_err(failed)?);
+        let ticket = Ticket::new(&self.in_flight, &options);
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        // All outputs are fetched: the runtime computes every one anyway, and a selection would take
+        // the options out of reach of the thread that terminates the call.
+        let outputs = session.run_with_options(values, &options).map_err(|error| {
+            if error.to_string().contains("terminate flag") {
+                RuntimeError::Terminated {
+                    graph: self.name.clone(),
+                }
+            } else {
+                failed(error)
+            }
+        })?;
+        let taken = wanted
+            .iter()
+            .map(|name| {
+                outputs
+                    .get(*name)
+                    .and_then(float_array)
+                    .ok_or_else(|| self.contract(format!("float output \"{name}\"")))
+            })
+            .collect();
+        drop(outputs);
+        drop(session);
+        drop(ticket);
+        taken
+    }
+
+    /// Stops the calls in flight within one operator; they answer [`RuntimeError::Terminated`].
+    /// Calls that begin later are not touched.
+    pub fn terminate(&self) {
+        let running = self
+            .in_flight
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for options in running.iter() {
+            if let Err(error) = options.terminate() {
+                tracing::warn!(graph = %self.name, %error, "a run could not be stopped");
+            }
+        }
+    }
+
+    fn contract(&self, what: String) -> RuntimeError {
+        RuntimeError::Contract {
+            graph: self.name.clone(),
+            what,
+        }
+    }
+
+    fn feed<'a>(&self, name: &str, tensor: &'a Tensor<'_>) -> Feed<'a> {
+        let element = self
+            .inputs
+            .get(name)
+            .map_or(TensorElementType::Float32, |port| port.element);
+        match (tensor, element) {
+            (Tensor::Float(array), TensorElementType::Float16) => {
+                Feed::Half(array.mapv(f16::from_f32))
+            }
+            (Tensor::Float(array), TensorElementType::Int64) => {
+                Feed::Int(array.mapv(|value| value as i64).into())
+            }
+            (Tensor::Float(array), _) => Feed::Float(contiguous(array.view())),
+            (Tensor::Int(array), TensorElementType::Int32) => {
+                Feed::Short(array.mapv(|value| value as i32))
+            }
+            (Tensor::Int(array), _) => Feed::Int(contiguous(array.view())),
+        }
+    }
+}
+
+/// Removes the options from the list when the call ends, however it ends.
+struct Ticket<'a> {
+    list: &'a Mutex<Vec<Arc<RunOptions>>>,
+    options: Arc<RunOptions>,
+}
+
+impl<'a> Ticket<'a> {
+    fn new(list: &'a Mutex<Vec<Arc<RunOptions>>>, options: &Arc<RunOptions>) -> Self {
+        list.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::clone(options));
+        Self {
+            list,
+            options: Arc::clone(options),
+        }
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.list
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|entry| !Arc::ptr_eq(entry, &self.options));
+    }
+}
+
+/// An input in the element type that the graph wants.
+enum Feed<'a> {
+    Float(CowArray<'a, f32, IxDyn>),
+    Half(ArrayD<f16>),
+    Int(CowArray<'a, i64, IxDyn>),
+    Short(ArrayD<i32>),
+}
+
+impl Feed<'_> {
+    fn value(&self) -> Result<SessionInputValue<'_>, ort::Error> {
+        Ok(match self {
+            Self::Float(array) => TensorRef::from_array_view(array.view())?.into(),
+            Self::Half(array) => TensorRef::from_array_view(array.view())?.into(),
+            Self::Int(array) => TensorRef::from_array_view(array.view())?.into(),
+            Self::Short(array) => TensorRef::from_array_view(array.view())?.into(),
+        })
+    }
+}
+
+impl Port {
+    fn declared(&self) -> Input {
+        Input {
+            is_integer: matches!(
+                self.element,
+                TensorElementType::Int64 | TensorElementType::Int32
+            ),
+            dims: self.dims.clone(),
+        }
+    }
+}
+
+fn contiguous<T: Clone>(view: ArrayViewD<'_, T>) -> CowArray<'_, T, IxDyn> {
+    if view.is_standard_layout() {
+        view.into()
+    } else {
+        view.as_standard_layout().into_owned().into()
+    }
+}
+
+fn ports<'a>(entries: impl Iterator<Item = (&'a str, &'a ValueType)>) -> HashMap<String, Port> {
+    entries
+        .filter_map(|(name, kind)| match kind {
+            ValueType::Tensor { ty, shape, .. } => Some((
+                name.to_owned(),
+                Port {
+                    element: *ty,
+                    dims: shape.iter().map(|dim| usize::try_from(*dim).ok()).collect(),
+                },
+            )),
+            _ => None,
+        })
+        .collect()
+}
+
+fn float_array(value: &DynValue) -> Option<ArrayD<f32>> {
+    if let Ok(array) = value.try_extract_array::<f32>() {
+        return Some(array.into_owned());
+    }
+    value
+        .try_extract_array::<f16>()
+        .ok()
+        .map(|array| array.mapv(f16::to_f32))
+}
+
+/// Settings that measured best on a CPU (docs/ARCHITECTURE.md): no spinning, so that two graphs in
+/// one process do not fight for cores; arena and memory pattern on; every optimisation.
+fn session_builder(runtime: &Runtime) -> Result<SessionBuilder, String> {
+    let words = |error: ort::Error<SessionBuilder>| error.to_string();
+    let mut builder = Session::builder(&runtime.environment)
+        .map_err(|error| error.to_string())?
+        .with_optimization_level(GraphOptimizationLevel::All)
+        .map_err(words)?
+        .with_intra_threads(thread_count(runtime.options.threads))
+        .map_err(words)?
+        .with_intra_op_spinning(false)
+        .map_err(words)?
+        .with_memory_pattern(!runtime.options.providers.contains(&ExecutionProvider::DirectMl))
+        .map_err(words)?;
+    for provider in &runtime.options.providers {
+        register(&mut builder, *provider, runtime.options.device_id);
+    }
+    Ok(builder)
+}
+
+fn register(builder: &mut SessionBuilder, provider: ExecutionProvider, device: i32) {
+    let dispatch = match provider {
+        ExecutionProvider::Cpu => return,
+        ExecutionProvider::Cuda => ort::ep::CUDA::default().with_device_id(device).build(),
+        ExecutionProvider::TensorRt => ort::ep::TensorRT::default().with_device_id(device).build(),
+        ExecutionProvider::DirectMl => ort::ep::DirectML::default().with_device_id(device).build(),
+    };
+    match dispatch.error_on_failure().register(builder) {
+        Ok(()) => tracing::debug!(provider = provider.name(), "execution provider registered"),
+        Err(error) => tracing::warn!(
+            provider = provider.name(),
+            %error,
+            "this execution provider cannot be used here and is left out"
+        ),
+    }
+}
+
+/// The asked-for number, or one thread a physical core within what the process may use.
+fn thread_count(asked: usize) -> usize {
+    if asked > 0 {
+        return asked;
+    }
+    let allowed = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    physical_cores().map_or(allowed, |cores| cores.min(allowed)).max(1)
+}
+
+/// Distinct (package, core) pairs of `/proc/cpuinfo`; `None` where there is no such file.
+fn physical_cores() -> Option<usize> {
+    let text = fs_err::read_to_string("/proc/cpuinfo").ok()?;
+    let mut cores = std::collections::HashSet::new();
+    let mut package = "";
+    for line in text.lines() {
+        let (key, value) = line.split_once(':').unwrap_or((line, ""));
+        match key.trim() {
+            "physical id" => package = value.trim(),
+            "core id" => {
+                cores.insert((package, value.trim()));
+            }
+            _ => {}
+        }
+    }
+    (!cores.is_empty()).then_some(cores.len())
+}

@@ -1,0 +1,286 @@
+//! Finding and loading the ONNX Runtime shared library, and which execution providers sessions get.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::RuntimeError;
+
+/// Where to look for the library.
+#[derive(Debug, Clone, Default)]
+pub struct LibrarySearch {
+    /// The file that a flag or `ORT_DYLIB_PATH` names. If given, no other place is looked at.
+    pub explicit: Option<PathBuf>,
+    /// A1111's data folder; its `runtime/` is looked at.
+    pub data_dir: PathBuf,
+    /// Python installations to look into (`VIRTUAL_ENV`, `sys.prefix`): folders with a `lib`.
+    pub python_prefixes: Vec<PathBuf>,
+}
+
+/// The hardware a graph may run on, by the names that the command line uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ExecutionProvider {
+    Cpu,
+    Cuda,
+    TensorRt,
+    DirectMl,
+}
+
+impl ExecutionProvider {
+    /// The name on the command line and in the log.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::TensorRt => "tensorrt",
+            Self::DirectMl => "directml",
+        }
+    }
+}
+
+impl FromStr for ExecutionProvider {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        [Self::Cpu, Self::Cuda, Self::TensorRt, Self::DirectMl]
+            .into_iter()
+            .find(|provider| provider.name().eq_ignore_ascii_case(text))
+            .ok_or_else(|| {
+                format!(
+                    "unknown execution provider \"{text}\"; known are cpu, cuda, tensorrt and directml"
+                )
+            })
+    }
+}
+
+/// How sessions are made.
+#[derive(Debug, Clone)]
+pub struct RuntimeOptions {
+    /// Tried in this order by registering; what cannot be registered is logged and left out. The
+    /// CPU is always the last resort.
+    pub providers: Vec<ExecutionProvider>,
+    /// Threads within one operator; 0: one a physical core.
+    pub threads: usize,
+    /// Which device of the provider.
+    pub device_id: i32,
+}
+
+impl Default for RuntimeOptions {
+    fn default() -> Self {
+        Self {
+            providers: vec![ExecutionProvider::Cpu],
+            threads: 0,
+            device_id: 0,
+        }
+    }
+}
+
+/// The loaded library. Cheap to clone.
+#[derive(Clone)]
+pub struct Runtime {
+    pub(super) environment: ort::environment::Environment,
+    pub(super) options: Arc<RuntimeOptions>,
+    library: Arc<Path>,
+}
+
+/// The library can be loaded once a process; later calls share it.
+static LOADED: Mutex<Option<(Arc<Path>, ort::environment::Environment)>> = Mutex::new(None);
+
+impl Runtime {
+    /// Loads the library at `path`. A second call in the same process keeps the first library and
+    /// takes only the new options.
+    ///
+    /// # Errors
+    /// [`RuntimeError::LibraryUnusable`] when the file is no ONNX Runtime of version 1.24 or newer.
+    pub fn load(path: &Path, options: RuntimeOptions) -> Result<Self, RuntimeError> {
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        let (library, environment) = if let Some(known) = loaded.as_ref() {
+            known.clone()
+        } else {
+            let unusable = |reason: String| RuntimeError::LibraryUnusable {
+                path: path.display().to_string(),
+                reason,
+            };
+            // The dynamic loader searches its own path for a bare file name.
+            let absolute =
+                std::path::absolute(path).map_err(|source| unusable(source.to_string()))?;
+            if !absolute.is_file() {
+                return Err(unusable("there is no such file".to_owned()));
+            }
+            let environment = ort::init_from(&absolute)
+                .map_err(|source| unusable(source.to_string()))?
+                .with_name("ancestral")
+                .with_telemetry(false)
+                .build()
+                .map_err(|source| unusable(source.to_string()))?;
+            tracing::info!(library = %absolute.display(), "ONNX Runtime loaded");
+            let entry = (Arc::from(absolute), environment);
+            *loaded = Some(entry.clone());
+            entry
+        };
+        Ok(Self {
+            environment,
+            options: Arc::new(options),
+            library,
+        })
+    }
+
+    /// The file that was loaded.
+    #[must_use]
+    pub fn library(&self) -> &Path {
+        &self.library
+    }
+
+    /// The options that sessions are made with.
+    #[must_use]
+    pub fn options(&self) -> &RuntimeOptions {
+        &self.options
+    }
+}
+
+/// The first library among: the explicit one, beside the executable, `runtime/` in the data folder
+/// and in the working directory, an installed Python package.
+///
+/// # Errors
+/// [`RuntimeError::LibraryMissing`] naming the places.
+pub fn find_library(search: &LibrarySearch) -> Result<PathBuf, RuntimeError> {
+    if let Some(explicit) = &search.explicit {
+        if explicit.is_file() {
+            return Ok(explicit.clone());
+        }
+        if let Some(inside) = library_in(explicit) {
+            return Ok(inside);
+        }
+        return Err(RuntimeError::LibraryMissing {
+            looked_at: explicit.display().to_string(),
+        });
+    }
+    let folders = folders_to_search(search);
+    folders
+        .iter()
+        .find_map(|folder| library_in(folder))
+        .ok_or_else(|| RuntimeError::LibraryMissing {
+            looked_at: folders
+                .iter()
+                .map(|folder| folder.display().to_string())
+                .collect::<Vec<_>>()
+                .join(", "),
+        })
+}
+
+fn folders_to_search(search: &LibrarySearch) -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    if let Ok(executable) = std::env::current_exe()
+        && let Some(beside) = executable.parent()
+    {
+        folders.push(beside.to_owned());
+        folders.push(beside.join("runtime"));
+    }
+    folders.push(search.data_dir.join("runtime"));
+    if let Ok(working) = std::env::current_dir() {
+        folders.push(working.join("runtime"));
+    }
+    for prefix in &search.python_prefixes {
+        folders.extend(python_packages(prefix));
+    }
+    let mut unique = Vec::new();
+    for folder in folders {
+        if !unique.contains(&folder) {
+            unique.push(folder);
+        }
+    }
+    unique
+}
+
+/// `onnxruntime/capi` of every Python version under a prefix.
+fn python_packages(prefix: &Path) -> Vec<PathBuf> {
+    let mut packages = vec![prefix.join("Lib/site-packages/onnxruntime/capi")];
+    if let Ok(versions) = fs_err::read_dir(prefix.join("lib")) {
+        for version in versions.flatten() {
+            packages.push(version.path().join("site-packages/onnxruntime/capi"));
+        }
+    }
+    packages.retain(|package| package.is_dir());
+    packages
+}
+
+/// The library in one folder: the exact name, else the highest version suffix.
+fn library_in(folder: &Path) -> Option<PathBuf> {
+    let name = format!(
+        "{}onnxruntime{}",
+        std::env::consts::DLL_PREFIX,
+        std::env::consts::DLL_SUFFIX
+    );
+    let exact = folder.join(&name);
+    if exact.is_file() {
+        return Some(exact);
+    }
+    let mut versions: Vec<(Vec<u64>, PathBuf)> = fs_err::read_dir(folder)
+        .ok()?
+        .flatten()
+        .filter_map(|entry| {
+            let file = entry.file_name().to_string_lossy().into_owned();
+            let version = versioned(&file)?;
+            Some((version, entry.path()))
+        })
+        .collect();
+    versions.sort();
+    versions.pop().map(|(_, path)| path)
+}
+
+/// The version in `libonnxruntime.so.1.27.0` or `libonnxruntime.1.27.0.dylib`.
+fn versioned(file: &str) -> Option<Vec<u64>> {
+    let rest = file
+        .strip_prefix("libonnxruntime.so.")
+        .or_else(|| file.strip_prefix("libonnxruntime.")?.strip_suffix(".dylib"))?;
+    rest.split('.').map(|part| part.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_versioned_library_of_a_folder_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in [
+            "libonnxruntime.so.1.24.4",
+            "libonnxruntime.so.1.27.0",
+            "libonnxruntime_providers_shared.so",
+        ] {
+            fs_err::write(folder.path().join(name), b"").unwrap();
+        }
+        let found = library_in(folder.path()).unwrap();
+        assert_eq!(found.file_name().unwrap(), "libonnxruntime.so.1.27.0");
+    }
+
+    #[test]
+    fn a_missing_explicit_library_is_named() {
+        let search = LibrarySearch {
+            explicit: Some(PathBuf::from("/nowhere/libonnxruntime.so")),
+            ..LibrarySearch::default()
+        };
+        let message = find_library(&search).unwrap_err().to_string();
+        assert!(message.contains("/nowhere/libonnxruntime.so"), "{message}");
+        assert!(message.contains("scripts/fetch_runtime"), "{message}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_library_gives_one_sentence() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("libonnxruntime.so");
+        fs_err::write(&path, b"not a library").unwrap();
+        // Another test of this process may have loaded a real library already; then this file is
+        // not looked at.
+        if let Err(error) = Runtime::load(&path, RuntimeOptions::default()) {
+            assert!(error.to_string().contains("version 1.24 or newer"));
+        }
+    }
+
+    #[test]
+    fn providers_are_read_by_name() {
+        assert_eq!("CUDA".parse(), Ok(ExecutionProvider::Cuda));
+        assert!("npu".parse::<ExecutionProvider>().is_err());
+    }
+}
