@@ -1,6 +1,14 @@
 //! Which checkpoints, VAEs, embeddings and networks exist, what they are called and what they are.
 //! Reads files; runs no graph.
 
+mod checkpoints;
+mod family;
+mod hashes;
+mod ldm_config;
 mod tensor_file;
 
+pub use checkpoints::{Catalogue, CatalogueConfig, Checkpoint, CheckpointFormat, VaeFile};
+pub use family::{CheckpointFamily, CheckpointLayout, UNET_PREFIX, VAE_PREFIX, detect};
+pub use hashes::{HashCache, old_hash, sha256_of};
+pub use ldm_config::{HeadRule, LdmConfig, TextTowerConfig, TowerFacts, find_tower_facts};
 pub use tensor_file::{StoredTensor, StoredType, TensorFile, TensorFileError};

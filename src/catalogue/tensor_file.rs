@@ -46,7 +46,9 @@ pub enum StoredType {
     U8,
     Bool,
     /// Types that no part of a checkpoint's graphs uses (8-bit floats, unsigned words).
-    Other { size_bytes: u8 },
+    Other {
+        size_bytes: u8,
+    },
 }
 
 impl StoredType {
@@ -228,7 +230,12 @@ impl TensorFile {
 
 fn to_f32(bytes: &[u8], stored_type: StoredType) -> Option<Vec<f32>> {
     fn each<const N: usize>(bytes: &[u8], convert: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-        bytes.as_chunks::<N>().0.iter().map(|c| convert(*c)).collect()
+        bytes
+            .as_chunks::<N>()
+            .0
+            .iter()
+            .map(|c| convert(*c))
+            .collect()
     }
     Some(match stored_type {
         StoredType::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
@@ -362,12 +369,18 @@ mod tests {
         assert!(claim(u64::MAX).contains("claims"));
         assert!(claim(3).contains("claims"));
         assert!(
-            reason(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, b"1234")
-                .contains("past the end")
+            reason(
+                r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#,
+                b"1234"
+            )
+            .contains("past the end")
         );
         assert!(
-            reason(r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,4]}}"#, b"1234")
-                .contains("needs 12 bytes")
+            reason(
+                r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,4]}}"#,
+                b"1234"
+            )
+            .contains("needs 12 bytes")
         );
         assert!(
             reason(
@@ -377,12 +390,18 @@ mod tests {
             .contains("overflows")
         );
         assert!(
-            reason(r#"{"a":{"dtype":"Q4","shape":[1],"data_offsets":[0,4]}}"#, b"1234")
-                .contains("unknown dtype Q4")
+            reason(
+                r#"{"a":{"dtype":"Q4","shape":[1],"data_offsets":[0,4]}}"#,
+                b"1234"
+            )
+            .contains("unknown dtype Q4")
         );
         assert!(
-            reason(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#, b"1234")
-                .contains("ends before")
+            reason(
+                r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#,
+                b"1234"
+            )
+            .contains("ends before")
         );
         assert!(reason("[]", b"").contains("no JSON object"));
         assert!(reason("{", b"").contains("safetensors"));

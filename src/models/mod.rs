@@ -1,3 +1,17 @@
 //! The CLIP, UNet and VAE graphs behind the traits of the rooms below. Nobody but `app.rs` calls it.
+//!
+//! [`Provider`] answers `pipeline::ModelProvider`: it looks a checkpoint up in the catalogue, builds
+//! its graphs from the weights file ([`graphs`]) or takes them from an ONNX folder, and keeps the
+//! sessions that were used last.
 
+mod checkpoint;
 pub mod graphs;
+mod networks;
+mod onnx_folder;
+mod provider;
+mod schedule;
+
+pub use checkpoint::{CheckpointPlan, LoadError, open_weights};
+pub use networks::{GraphTextEncoder, GraphUnet, GraphVae, NetworkError};
+pub use provider::{Provider, ProviderConfig};
+pub use schedule::alphas_cumprod;

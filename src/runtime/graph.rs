@@ -114,7 +114,16 @@ impl Graph {
             GraphSource::Bytes { model, .. } => builder.commit_from_memory(model),
         }
         .map_err(|error| refused(error.to_string()))?;
-        let inputs = ports(session.inputs().iter().map(|port| (port.name(), port.dtype())));
+        let mut inputs = ports(
+            session
+                .inputs()
+                .iter()
+                .map(|port| (port.name(), port.dtype())),
+        );
+        let optional = session.overridable_initializers();
+        inputs.extend(ports(
+            optional.iter().map(|port| (port.name(), port.dtype())),
+        ));
         let outputs = ports(
             session
                 .outputs()
@@ -130,8 +139,7 @@ impl Graph {
         })
     }
 
-    /// What the graph declares for an input, if it has it. Inputs with a default (overridable
-    /// initializers) are not among them.
+    /// What the graph declares for an input, if it has it. Inputs with a default are among them.
     #[must_use]
     pub fn input(&self, name: &str) -> Option<Input> {
         self.inputs.get(name).map(Port::declared)
@@ -167,7 +175,10 @@ impl Graph {
             graph: self.name.clone(),
             reason: error.to_string(),
         };
-        if let Some(missing) = wanted.iter().find(|name| !self.outputs.contains_key(**name)) {
+        if let Some(missing) = wanted
+            .iter()
+            .find(|name| !self.outputs.contains_key(**name))
+        {
             return Err(self.contract(format!("output \"{missing}\"")));
         }
         let converted: Vec<(&str, Feed<'_>)> = inputs
@@ -185,15 +196,17 @@ impl Graph {
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         // All outputs are fetched: the runtime computes every one anyway, and a selection would take
         // the options out of reach of the thread that terminates the call.
-        let outputs = session.run_with_options(values, &options).map_err(|error| {
-            if error.to_string().contains("terminate flag") {
-                RuntimeError::Terminated {
-                    graph: self.name.clone(),
+        let outputs = session
+            .run_with_options(values, &options)
+            .map_err(|error| {
+                if error.to_string().contains("terminate flag") {
+                    RuntimeError::Terminated {
+                        graph: self.name.clone(),
+                    }
+                } else {
+                    failed(error)
                 }
-            } else {
-                failed(error)
-            }
-        })?;
+            })?;
         let taken = wanted
             .iter()
             .map(|name| {
@@ -354,7 +367,12 @@ fn session_builder(runtime: &Runtime) -> Result<SessionBuilder, String> {
         .map_err(words)?
         .with_intra_op_spinning(false)
         .map_err(words)?
-        .with_memory_pattern(!runtime.options.providers.contains(&ExecutionProvider::DirectMl))
+        .with_memory_pattern(
+            !runtime
+                .options
+                .providers
+                .contains(&ExecutionProvider::DirectMl),
+        )
         .map_err(words)?;
     for provider in &runtime.options.providers {
         register(&mut builder, *provider, runtime.options.device_id);
@@ -385,7 +403,9 @@ fn thread_count(asked: usize) -> usize {
         return asked;
     }
     let allowed = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    physical_cores().map_or(allowed, |cores| cores.min(allowed)).max(1)
+    physical_cores()
+        .map_or(allowed, |cores| cores.min(allowed))
+        .max(1)
 }
 
 /// Distinct (package, core) pairs of `/proc/cpuinfo`; `None` where there is no such file.

@@ -44,6 +44,9 @@ pub trait Unet: Send + Sync {
     /// # Errors
     /// When the graph fails or was terminated.
     fn predict(&self, input: &UnetInput) -> Result<Array4<f32>, Cause>;
+
+    /// Stops the calls in flight, which then answer with an error; later calls are not touched.
+    fn terminate(&self) {}
 }
 
 /// Why a walk along the sigmas ended early.

@@ -236,11 +236,6 @@ impl<'w> GraphBuilder<'w> {
         self.constant(name, data_type::INT64, &[values.len()], raw)
     }
 
-    pub(super) fn int_scalar(&mut self, value: i64) -> Value {
-        let raw = value.to_le_bytes().to_vec();
-        self.constant(format!("int[{value}]"), data_type::INT64, &[], raw)
-    }
-
     /// A float constant; equal names mean equal values.
     pub(super) fn floats(&mut self, name: &str, values: &[f32], dims: &[usize]) -> Value {
         let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -377,10 +372,7 @@ impl<'w> GraphBuilder<'w> {
                     let file = self.weights.path().file_name().unwrap_or_default();
                     tensor.external_data = [
                         ("location", file.to_string_lossy().into_owned()),
-                        (
-                            "offset",
-                            (stored.offset + first as u64 * size).to_string(),
-                        ),
+                        ("offset", (stored.offset + first as u64 * size).to_string()),
                         ("length", (count as u64 * size).to_string()),
                     ]
                     .map(|(key, value)| StringPair {
@@ -437,7 +429,10 @@ impl<'w> GraphBuilder<'w> {
 
     /// Dimensions `start..end` of a value's shape.
     pub(super) fn dims_of(&mut self, value: &Value, start: i64, end: i64) -> Value {
-        let range = [("start", Attribute::Int(start)), ("end", Attribute::Int(end))];
+        let range = [
+            ("start", Attribute::Int(start)),
+            ("end", Attribute::Int(end)),
+        ];
         self.node("Shape", &[value], &range)
     }
 
@@ -678,7 +673,10 @@ impl<'w> GraphBuilder<'w> {
         let scales = self.floats("upsample_scales", &[1.0, 1.0, 2.0, 2.0], &[4]);
         let options = [
             ("mode", Attribute::Text("nearest")),
-            ("coordinate_transformation_mode", Attribute::Text("asymmetric")),
+            (
+                "coordinate_transformation_mode",
+                Attribute::Text("asymmetric"),
+            ),
             ("nearest_mode", Attribute::Text("floor")),
         ];
         self.node_in(ONNX, "Resize", &[Some(x), None, Some(&scales)], &options)
@@ -765,7 +763,9 @@ fn element_of(stored: StoredType, name: &str) -> Result<i32, BuildError> {
         StoredType::Other { .. } => {
             return Err(BuildError::Unsupported {
                 part: "weights",
-                reason: format!("\"{name}\" is stored in an element type without a graph equivalent"),
+                reason: format!(
+                    "\"{name}\" is stored in an element type without a graph equivalent"
+                ),
             });
         }
     })

@@ -115,7 +115,11 @@ fn embed(
         Storage::External => {
             let (table, is_float) = g.stored_weight(names.token_embedding, &[vocabulary, width])?;
             let tokens = g.node("Gather", &[&table, ids], &[]);
-            if is_float { tokens } else { g.to_float(&tokens) }
+            if is_float {
+                tokens
+            } else {
+                g.to_float(&tokens)
+            }
         }
         Storage::InlineHalf => gather_compact(g, ids, names.token_embedding, width)?,
     };
@@ -129,7 +133,11 @@ fn embed(
     let zeros = vec![0.0; width];
     let replaced = g.optional_input(
         "token_embedding_override",
-        &[free("override_batch"), free("override_length"), Dim::Fixed(width)],
+        &[
+            free("override_batch"),
+            free("override_length"),
+            Dim::Fixed(width),
+        ],
         &zeros,
         &[1, 1, width],
     );
@@ -197,12 +205,7 @@ struct Tower {
 
 impl Tower {
     /// One pre-norm transformer layer on `[b * n, width]`.
-    fn layer(
-        &self,
-        g: &mut GraphBuilder<'_>,
-        x: &Value,
-        layer: &str,
-    ) -> Result<Value, BuildError> {
+    fn layer(&self, g: &mut GraphBuilder<'_>, x: &Value, layer: &str) -> Result<Value, BuildError> {
         let [norm1, norm2, fc1, fc2, out] = match self.shape.tower {
             TextTower::Transformers => [
                 "layer_norm1",
@@ -305,7 +308,11 @@ impl Tower {
             &[ids],
             &[("axis", Attribute::Int(1)), ("keepdims", Attribute::Int(1))],
         );
-        let pooled = g.node("GatherND", &[last, &end], &[("batch_dims", Attribute::Int(1))]);
+        let pooled = g.node(
+            "GatherND",
+            &[last, &end],
+            &[("batch_dims", Attribute::Int(1))],
+        );
         let batch = Dim::Free("batch_size");
         if !self.shape.projection {
             g.output(&pooled, "pooler_output", &[batch, Dim::Fixed(self.width)]);

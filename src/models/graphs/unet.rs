@@ -35,7 +35,10 @@ pub enum VectorInput {
     /// One input `y`, `[rows, width]`, as sgm has it.
     Whole,
     /// `text_embeds` and `time_ids`, as diffusers has it; the sizes are embedded in the graph.
-    Parts { text_width: usize, size_count: usize },
+    Parts {
+        text_width: usize,
+        size_count: usize,
+    },
 }
 
 /// What the tensors do not tell.
@@ -66,13 +69,22 @@ pub fn unet(
     let sample = g.input(
         "sample",
         data_type::FLOAT,
-        &[free("batch_size"), Dim::Fixed(channels_in), free("height"), free("width")],
+        &[
+            free("batch_size"),
+            Dim::Fixed(channels_in),
+            free("height"),
+            free("width"),
+        ],
     );
     let timestep = g.input("timestep", data_type::FLOAT, &[free("batch_size")]);
     let context = g.input(
         "encoder_hidden_states",
         data_type::FLOAT,
-        &[free("batch_size"), free("sequence_length"), Dim::Fixed(context_width)],
+        &[
+            free("batch_size"),
+            free("sequence_length"),
+            Dim::Fixed(context_width),
+        ],
     );
 
     let emb = embedding(&mut g, &timestep, shape.vector)?;
@@ -91,7 +103,12 @@ pub fn unet(
     g.output(
         &out,
         "out_sample",
-        &[free("batch_size"), Dim::Fixed(channels_out), free("height"), free("width")],
+        &[
+            free("batch_size"),
+            Dim::Fixed(channels_out),
+            free("height"),
+            free("width"),
+        ],
     );
     Ok(g.finish())
 }
@@ -99,12 +116,10 @@ pub fn unet(
 /// The width of the text conditioning: the input of any cross-attention key projection.
 pub(crate) fn context_width(weights: &Weights) -> Option<usize> {
     let blocks = (0..64).flat_map(|k| [format!("input_blocks.{k}"), format!("output_blocks.{k}")]);
-    blocks
-        .chain(["middle_block".to_owned()])
-        .find_map(|block| {
-            let name = format!("{block}.1.transformer_blocks.0.attn2.to_k.weight");
-            weights.dim(&name, 1).ok()
-        })
+    blocks.chain(["middle_block".to_owned()]).find_map(|block| {
+        let name = format!("{block}.1.transformer_blocks.0.attn2.to_k.weight");
+        weights.dim(&name, 1).ok()
+    })
 }
 
 /// SiLU of the time embedding (plus SDXL's label embedding), which is what every resnet uses.
@@ -209,7 +224,9 @@ impl Net {
             if !weights.has_any(&format!("{block}.")) {
                 break;
             }
-            let skip = skips.pop().ok_or_else(|| unsupported("more up blocks than skips"))?;
+            let skip = skips
+                .pop()
+                .ok_or_else(|| unsupported("more up blocks than skips"))?;
             if doubled {
                 h = cut_to(g, &h, &skip);
             }
@@ -385,4 +402,3 @@ fn unsupported(reason: &str) -> BuildError {
         reason: reason.to_owned(),
     }
 }
-

@@ -37,7 +37,13 @@ pub fn vae_encoder(weights: &Weights, options: BuildOptions) -> Result<BuiltGrap
     if weights.has("quant_conv.weight") {
         h = g.conv(&h, "quant_conv", 1, 0)?;
     }
-    picture_output(&mut g, &h, "latent_parameters", moments, ["latent_height", "latent_width"]);
+    picture_output(
+        &mut g,
+        &h,
+        "latent_parameters",
+        moments,
+        ["latent_height", "latent_width"],
+    );
     Ok(g.finish())
 }
 
@@ -49,10 +55,19 @@ pub fn vae_encoder(weights: &Weights, options: BuildOptions) -> Result<BuiltGrap
 pub fn vae_decoder(weights: &Weights, options: BuildOptions) -> Result<BuiltGraph, BuildError> {
     let mut g = GraphBuilder::new("vae_decoder", weights, options);
     let quantised = weights.has("post_quant_conv.weight");
-    let first = if quantised { "post_quant_conv" } else { "decoder.conv_in" };
+    let first = if quantised {
+        "post_quant_conv"
+    } else {
+        "decoder.conv_in"
+    };
     let channels = weights.dim(&format!("{first}.weight"), 1)?;
     let channels_out = weights.dim("decoder.conv_out.weight", 0)?;
-    let sample = picture_input(&mut g, "latent_sample", channels, ["latent_height", "latent_width"]);
+    let sample = picture_input(
+        &mut g,
+        "latent_sample",
+        channels,
+        ["latent_height", "latent_width"],
+    );
     let mut h = sample;
     if quantised {
         h = g.conv(&h, "post_quant_conv", 1, 0)?;

@@ -1,0 +1,318 @@
+//! Loading one checkpoint: which graphs to build from a weights file or to take from an ONNX
+//! folder, and what its family decides.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ndarray::{Array3, Array4};
+
+use super::graphs::{
+    BuildError, BuildOptions, BuiltGraph, Heads, TextTower, TextTowerShape, UnetShape, VectorInput,
+    Weights, text_encoder, unet, vae_decoder, vae_encoder,
+};
+use super::networks::{GraphTextEncoder, GraphUnet, GraphVae, NetworkError};
+use super::schedule::alphas_cumprod;
+use crate::catalogue::{
+    CheckpointFamily, CheckpointLayout, HeadRule, LdmConfig, TensorFile, TensorFileError,
+    TextTowerConfig, UNET_PREFIX, VAE_PREFIX, detect, find_tower_facts,
+};
+use crate::pipeline::{Family, Prediction};
+use crate::runtime::{Graph, GraphSource, Runtime, RuntimeError};
+use crate::sampling::{Unet, UnetInput};
+
+/// Why a checkpoint cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("no checkpoint is known as \"{name}\"")]
+    UnknownCheckpoint { name: String },
+    #[error("there is no checkpoint; put one into models/Stable-diffusion")]
+    NoCheckpoint,
+    #[error("{path} cannot be loaded: {reason}")]
+    Unusable { path: String, reason: String },
+    #[error(transparent)]
+    Weights(#[from] TensorFileError),
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error("{path} cannot be read: {source}")]
+    Io {
+        path: String,
+        source: std::io::Error,
+    },
+}
+
+/// A weights file with everything that decides its graphs.
+#[derive(Debug, Clone)]
+pub struct CheckpointPlan {
+    pub file: Arc<TensorFile>,
+    pub layout: CheckpointLayout,
+    pub config: LdmConfig,
+    /// Shapes of the text towers, in order.
+    pub towers: Vec<TextTowerShape>,
+}
+
+impl CheckpointPlan {
+    /// Reads the table of contents and the configuration beside it. `tower_folders` are searched
+    /// for text tower configurations after the checkpoint's own folder.
+    ///
+    /// # Errors
+    /// When the file or its `.yaml` cannot be read, or it is no checkpoint that can be used.
+    pub fn open(path: &Path, tower_folders: &[PathBuf]) -> Result<Self, LoadError> {
+        let file = Arc::new(open_weights(path)?);
+        let unusable = |reason| LoadError::Unusable {
+            path: path.display().to_string(),
+            reason,
+        };
+        let layout = detect(&file).map_err(unusable)?;
+        let yaml = path.with_extension("yaml");
+        let config = match fs_err::read_to_string(&yaml) {
+            Ok(text) => LdmConfig::parse(&text)
+                .map_err(|reason| unusable(format!("{}: {reason}", yaml.display())))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => LdmConfig::default(),
+            Err(source) => {
+                return Err(LoadError::Io {
+                    path: yaml.display().to_string(),
+                    source,
+                });
+            }
+        };
+        let mut folders: Vec<PathBuf> = path.parent().map(Path::to_owned).into_iter().collect();
+        folders.extend_from_slice(tower_folders);
+        let towers = tower_shapes(&file, &layout, &config, &folders)?;
+        Ok(Self {
+            file,
+            layout,
+            config,
+            towers,
+        })
+    }
+
+    /// The family in the pipeline's terms.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        match self.layout.family {
+            CheckpointFamily::Sd1 => Family::Sd1,
+            CheckpointFamily::Sd2 => Family::Sd2,
+            CheckpointFamily::Sdxl => Family::Sdxl,
+            CheckpointFamily::SdxlRefiner => Family::SdxlRefiner,
+        }
+    }
+
+    /// What the configuration says the UNet predicts; `None`: the tensors must be asked.
+    #[must_use]
+    pub fn stated_prediction(&self) -> Option<Prediction> {
+        match (self.config.predicts_velocity, self.layout.family) {
+            (Some(true), _) => Some(Prediction::Velocity),
+            (Some(false), _) => Some(Prediction::Epsilon),
+            // A configuration without the word means epsilon, no configuration at all the test.
+            (None, CheckpointFamily::Sd2) if self.config == LdmConfig::default() => None,
+            (None, _) => Some(Prediction::Epsilon),
+        }
+    }
+
+    /// Factor between the latents of VAE and UNet.
+    #[must_use]
+    pub fn vae_scale(&self) -> f32 {
+        let usual = match self.layout.family {
+            CheckpointFamily::Sd1 | CheckpointFamily::Sd2 => 0.18215,
+            CheckpointFamily::Sdxl | CheckpointFamily::SdxlRefiner => 0.13025,
+        };
+        self.config.scale_factor.unwrap_or(usual) as f32
+    }
+
+    /// The training schedule.
+    #[must_use]
+    pub fn alphas_cumprod(&self) -> Arc<[f32]> {
+        alphas_cumprod(
+            self.config.linear_start.unwrap_or(0.00085),
+            self.config.linear_end.unwrap_or(0.012),
+            self.config.timesteps.unwrap_or(1000),
+        )
+    }
+
+    /// Attention heads of the UNet.
+    #[must_use]
+    pub fn heads(&self) -> Heads {
+        match (self.config.heads, self.layout.family) {
+            (Some(HeadRule::Count(count)), _) => Heads::Count(count),
+            (Some(HeadRule::Width(width)), _) => Heads::Width(width),
+            (None, CheckpointFamily::Sd1) => Heads::Count(8),
+            (None, _) => Heads::Width(64),
+        }
+    }
+
+    /// The UNet's weights.
+    #[must_use]
+    pub fn unet_weights(&self) -> Weights {
+        Weights::new(Arc::clone(&self.file), UNET_PREFIX)
+    }
+
+    /// A text tower's weights.
+    #[must_use]
+    pub fn text_weights(&self, tower: usize) -> Weights {
+        let prefix = self
+            .layout
+            .text_prefixes
+            .get(tower)
+            .map_or("", String::as_str);
+        Weights::new(Arc::clone(&self.file), prefix)
+    }
+
+    /// Whether the checkpoint has a VAE of its own.
+    #[must_use]
+    pub fn has_vae(&self) -> bool {
+        self.file
+            .get(&format!("{VAE_PREFIX}decoder.conv_out.weight"))
+            .is_some()
+    }
+
+    /// The weights of the VAE inside.
+    #[must_use]
+    pub fn vae_weights(&self) -> Weights {
+        Weights::new(Arc::clone(&self.file), VAE_PREFIX)
+    }
+
+    /// The UNet graph.
+    ///
+    /// # Errors
+    /// When the tensors form no UNet that can be built.
+    pub fn build_unet(&self, options: BuildOptions) -> Result<BuiltGraph, BuildError> {
+        let shape = UnetShape {
+            heads: self.heads(),
+            vector: VectorInput::Whole,
+        };
+        unet(&self.unet_weights(), shape, options)
+    }
+}
+
+/// Opens a weights file by its extension.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn open_weights(path: &Path) -> Result<TensorFile, TensorFileError> {
+    TensorFile::open_safetensors(path)
+}
+
+fn tower_shapes(
+    file: &Arc<TensorFile>,
+    layout: &CheckpointLayout,
+    config: &LdmConfig,
+    folders: &[PathBuf],
+) -> Result<Vec<TextTowerShape>, LoadError> {
+    let mut shapes = Vec::new();
+    for (index, prefix) in layout.text_prefixes.iter().enumerate() {
+        let weights = Weights::new(Arc::clone(file), prefix);
+        let (tower, table) = if weights.has("token_embedding.weight") {
+            (TextTower::OpenClip, "token_embedding.weight")
+        } else {
+            (TextTower::Transformers, "embeddings.token_embedding.weight")
+        };
+        let width = weights.dim(table, 1)?;
+        let named = config.text_towers.get(index).cloned().unwrap_or_default();
+        let facts = match &named {
+            TextTowerConfig {
+                arch: None,
+                version: None,
+            } => None,
+            named => find_tower_facts(named, folders),
+        };
+        shapes.push(TextTowerShape {
+            tower,
+            heads: facts
+                .and_then(|facts| facts.heads)
+                .unwrap_or((width / 64).max(1)),
+            quick_gelu: facts
+                .and_then(|facts| facts.quick_gelu)
+                .unwrap_or(tower == TextTower::Transformers),
+            drop_layers: 0,
+            projection: has_projection(&weights, layout.family),
+        });
+    }
+    Ok(shapes)
+}
+
+/// SDXL's second tower and the refiner's use the projected end token.
+fn has_projection(weights: &Weights, family: CheckpointFamily) -> bool {
+    matches!(
+        family,
+        CheckpointFamily::Sdxl | CheckpointFamily::SdxlRefiner
+    ) && (weights.has("text_projection") || weights.has("text_projection.weight"))
+        && weights.has("token_embedding.weight")
+}
+
+/// Makes a session of a built graph whose weights lie beside `weights`.
+pub(super) fn load_built(
+    runtime: &Runtime,
+    name: &str,
+    built: &BuiltGraph,
+    weights: &Weights,
+) -> Result<Arc<Graph>, RuntimeError> {
+    let source = GraphSource::Bytes {
+        model: &built.model,
+        external_folder: weights.path().parent(),
+    };
+    Graph::load(runtime, name, source).map(Arc::new)
+}
+
+/// The text towers of a checkpoint.
+pub(super) fn load_text_encoders(
+    runtime: &Runtime,
+    plan: &CheckpointPlan,
+    options: BuildOptions,
+) -> Result<Vec<(Arc<GraphTextEncoder>, BuiltGraph)>, LoadError> {
+    let mut encoders = Vec::new();
+    for (index, shape) in plan.towers.iter().enumerate() {
+        let weights = plan.text_weights(index);
+        let mut built = text_encoder(&weights, *shape, options)?;
+        let graph = load_built(runtime, "text encoder", &built, &weights)?;
+        built.model = Vec::new();
+        encoders.push((Arc::new(GraphTextEncoder::new(graph, 0)?), built));
+    }
+    Ok(encoders)
+}
+
+/// A VAE from its weights.
+pub(super) fn load_vae(
+    runtime: &Runtime,
+    weights: &Weights,
+    options: BuildOptions,
+) -> Result<Arc<GraphVae>, LoadError> {
+    let encoder = load_built(
+        runtime,
+        "VAE encoder",
+        &vae_encoder(weights, options)?,
+        weights,
+    )?;
+    let decoder = load_built(
+        runtime,
+        "VAE decoder",
+        &vae_decoder(weights, options)?,
+        weights,
+    )?;
+    Ok(Arc::new(GraphVae::new(encoder, decoder)))
+}
+
+/// A1111's test for SD 2.x without a configuration: on a constant input at the last timestep a
+/// network that predicts v answers far below the input.
+pub(super) fn predicts_velocity(unet: &GraphUnet) -> Result<Prediction, LoadError> {
+    let sample = Array4::from_elem((1, unet.channels(), 8, 8), 0.5);
+    let input = UnetInput {
+        timestep: vec![999.0],
+        context: Array3::from_elem((1, 2, unet.context_width()), 0.5),
+        vector: None,
+        sample,
+    };
+    let out = unet.predict(&input).map_err(|source| LoadError::Unusable {
+        path: "the UNet".to_owned(),
+        reason: source.to_string(),
+    })?;
+    let mean = out.mean().unwrap_or(0.0) - 0.5;
+    Ok(if mean < -1.0 {
+        Prediction::Velocity
+    } else {
+        Prediction::Epsilon
+    })
+}

@@ -1,0 +1,447 @@
+//! Sessions behind the traits of the rooms below. The same types serve graphs that were built here
+//! and graphs that others exported: what a graph lacks is told from its inputs and outputs, and
+//! answered with an error only when a request needs it.
+
+use std::sync::Arc;
+
+use ndarray::{Array1, Array2, Array3, Array4, ArrayD, Axis, Ix2, Ix3, Ix4, concatenate, s};
+
+use crate::conditioning::{EncodedText, HiddenState, TextEncoder, TokenBatch};
+use crate::pipeline::{Posterior, Vae};
+use crate::runtime::{Graph, RuntimeError, Tensor};
+use crate::sampling::{Unet, UnetInput};
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a network cannot do what a request needs.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(
+        "this exported UNet takes whole timesteps only, {timestep} was asked for; use a sampler and scheduler that stay on them, or the checkpoint file"
+    )]
+    WholeTimesteps { timestep: f32 },
+    #[error("this exported UNet cannot take {what}")]
+    UnetInput { what: &'static str },
+    #[error(
+        "this exported text encoder gives no hidden state {from_end} from the end; clip skip needs the checkpoint file or an export with clip_skip_states"
+    )]
+    HiddenState { from_end: usize },
+    #[error("this exported text encoder cannot take textual inversions")]
+    Overrides,
+    #[error("this exported text encoder takes {wanted} tokens, {given} were given")]
+    TokenCount { wanted: usize, given: usize },
+    #[error("a graph gave an output of an unexpected shape {shape:?}")]
+    OutputShape { shape: Vec<usize> },
+}
+
+/// How the graph wants its timestep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TimestepForm {
+    /// One value a row.
+    Rows,
+    /// One value for all rows, as a vector of one or a scalar.
+    Single { scalar: bool },
+}
+
+/// How the graph wants SDXL's vector conditioning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum VectorForm {
+    None,
+    /// sgm's `y`.
+    Whole,
+    /// diffusers' `text_embeds` and `time_ids`.
+    Parts {
+        text_width: usize,
+    },
+}
+
+/// A UNet session.
+pub struct GraphUnet {
+    graph: Arc<Graph>,
+    timestep: TimestepForm,
+    whole_timesteps: bool,
+    vector: VectorForm,
+    channels: usize,
+    context_width: usize,
+    networks: Vec<(String, ArrayD<f32>)>,
+}
+
+impl GraphUnet {
+    /// Reads the graph's form off its inputs.
+    ///
+    /// # Errors
+    /// When it lacks `sample`, `timestep`, `encoder_hidden_states` or `out_sample`.
+    pub fn new(graph: Arc<Graph>) -> Result<Self, RuntimeError> {
+        let lacks = |what: &str| RuntimeError::Contract {
+            graph: "UNet".to_owned(),
+            what: what.to_owned(),
+        };
+        let input = |name: &str| graph.input(name).ok_or_else(|| lacks(name));
+        let (sample, time) = (input("sample")?, input("timestep")?);
+        let context = input("encoder_hidden_states")?;
+        graph
+            .output("out_sample")
+            .ok_or_else(|| lacks("output out_sample"))?;
+        let timestep = match time.dims.as_slice() {
+            [] => TimestepForm::Single { scalar: true },
+            [Some(1)] => TimestepForm::Single { scalar: false },
+            _ => TimestepForm::Rows,
+        };
+        let text = graph.input("text_embeds");
+        let vector = match (&text, graph.input("y")) {
+            (_, Some(_)) => VectorForm::Whole,
+            (Some(text), None) => VectorForm::Parts {
+                text_width: text.dims.get(1).copied().flatten().unwrap_or(1280),
+            },
+            (None, None) => VectorForm::None,
+        };
+        Ok(Self {
+            timestep,
+            whole_timesteps: time.is_integer,
+            vector,
+            channels: sample.dims.get(1).copied().flatten().unwrap_or(4),
+            context_width: context.dims.get(2).copied().flatten().unwrap_or(0),
+            networks: Vec::new(),
+            graph,
+        })
+    }
+
+    /// The same session with values for its adapter inputs.
+    #[must_use]
+    pub fn with_networks(&self, networks: Vec<(String, ArrayD<f32>)>) -> Self {
+        Self {
+            graph: Arc::clone(&self.graph),
+            networks,
+            ..*self
+        }
+    }
+
+    /// Channels of the input: 4, 9 for inpainting, 8 for instruct-pix2pix.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// Width of the text conditioning.
+    #[must_use]
+    pub fn context_width(&self) -> usize {
+        self.context_width
+    }
+
+    fn rows(&self, input: &UnetInput) -> Result<Array4<f32>, NetworkError> {
+        if self.whole_timesteps
+            && let Some(&timestep) = input.timestep.iter().find(|t| t.fract() != 0.0)
+        {
+            return Err(NetworkError::WholeTimesteps { timestep });
+        }
+        let timestep: ArrayD<f32> = match self.timestep {
+            TimestepForm::Rows => Array1::from(input.timestep.clone()).into_dyn(),
+            TimestepForm::Single { scalar: false } => {
+                Array1::from_elem(1, input.timestep[0]).into_dyn()
+            }
+            TimestepForm::Single { scalar: true } => ndarray::arr0(input.timestep[0]).into_dyn(),
+        };
+        let mut feeds: Vec<(&str, Tensor<'_>)> = vec![
+            ("sample", (&input.sample).into()),
+            ("timestep", timestep.into()),
+            ("encoder_hidden_states", (&input.context).into()),
+        ];
+        match (self.vector, &input.vector) {
+            (VectorForm::None, _) => {}
+            (VectorForm::Whole, Some(vector)) => feeds.push(("y", vector.into())),
+            (VectorForm::Parts { text_width }, Some(vector)) => {
+                let (text, sizes) = split_vector(vector, text_width)?;
+                feeds.push(("text_embeds", text.into()));
+                feeds.push(("time_ids", sizes.into()));
+            }
+            (VectorForm::Whole | VectorForm::Parts { .. }, None) => {
+                return Err(NetworkError::UnetInput {
+                    what: "a request without the vector conditioning of SDXL",
+                });
+            }
+        }
+        for (name, values) in &self.networks {
+            feeds.push((name, values.into()));
+        }
+        let out = self.graph.run(&feeds, &["out_sample"])?;
+        shaped4(out)
+    }
+}
+
+impl Unet for GraphUnet {
+    fn predict(&self, input: &UnetInput) -> Result<Array4<f32>, Cause> {
+        let same = input.timestep.windows(2).all(|pair| pair[0] == pair[1]);
+        if self.timestep == TimestepForm::Rows || same {
+            return Ok(self.rows(input)?);
+        }
+        let rows: Vec<Array4<f32>> = (0..input.timestep.len())
+            .map(|row| self.rows(&one_row(input, row)))
+            .collect::<Result<_, _>>()?;
+        let views: Vec<_> = rows.iter().map(|rows| rows.view()).collect();
+        Ok(concatenate(Axis(0), &views)?)
+    }
+
+    fn terminate(&self) {
+        self.graph.terminate();
+    }
+}
+
+fn one_row(input: &UnetInput, row: usize) -> UnetInput {
+    UnetInput {
+        sample: input.sample.slice(s![row..=row, .., .., ..]).to_owned(),
+        timestep: vec![input.timestep[row]],
+        context: input.context.slice(s![row..=row, .., ..]).to_owned(),
+        vector: input
+            .vector
+            .as_ref()
+            .map(|vector| vector.slice(s![row..=row, ..]).to_owned()),
+    }
+}
+
+/// sgm's vector is the pooled text and then `[cos, sin]` embeddings of the sizes. A diffusers graph
+/// embeds the sizes itself, so they are read back from the slowest pair of every embedding, whose
+/// angle stays below a quarter turn up to sizes of 8192.
+fn split_vector(
+    vector: &Array2<f32>,
+    text_width: usize,
+) -> Result<(Array2<f32>, Array2<f32>), NetworkError> {
+    let size_count =
+        if vector.ncols() > text_width && (vector.ncols() - text_width).is_multiple_of(6) {
+            6
+        } else {
+            5
+        };
+    let rest = vector.ncols().saturating_sub(text_width);
+    if rest == 0 || !rest.is_multiple_of(2 * size_count) {
+        return Err(NetworkError::UnetInput {
+            what: "a vector conditioning of this width",
+        });
+    }
+    let (width, half) = (rest / size_count, rest / size_count / 2);
+    let slowest = (-(10000_f64.ln()) * (half - 1) as f64 / half as f64).exp();
+    let sizes = Array2::from_shape_fn((vector.nrows(), size_count), |(row, size)| {
+        let first = text_width + size * width;
+        let cos = f64::from(vector[[row, first + half - 1]]);
+        let sin = f64::from(vector[[row, first + width - 1]]);
+        (sin.atan2(cos) / slowest).round() as f32
+    });
+    Ok((vector.slice(s![.., ..text_width]).to_owned(), sizes))
+}
+
+/// A text tower session.
+pub struct GraphTextEncoder {
+    graph: Arc<Graph>,
+    width: usize,
+    /// Layers at the end of the original tower that the graph does not have.
+    dropped_layers: usize,
+    networks: Vec<(String, ArrayD<f32>)>,
+}
+
+impl GraphTextEncoder {
+    /// Reads the graph's form off its inputs and outputs.
+    ///
+    /// # Errors
+    /// When it lacks `input_ids` or `last_hidden_state`.
+    pub fn new(graph: Arc<Graph>, dropped_layers: usize) -> Result<Self, RuntimeError> {
+        let lacks = |what: &str| RuntimeError::Contract {
+            graph: "text encoder".to_owned(),
+            what: what.to_owned(),
+        };
+        graph
+            .input("input_ids")
+            .ok_or_else(|| lacks("input input_ids"))?;
+        let state = ["last_hidden_state", "hidden_states"]
+            .iter()
+            .find_map(|name| graph.output(name))
+            .ok_or_else(|| lacks("output last_hidden_state"))?;
+        let width = state.dims.last().copied().flatten().unwrap_or(768);
+        Ok(Self {
+            graph,
+            width,
+            dropped_layers,
+            networks: Vec::new(),
+        })
+    }
+
+    /// The same session with values for its adapter inputs.
+    #[must_use]
+    pub fn with_networks(&self, networks: Vec<(String, ArrayD<f32>)>) -> Self {
+        Self {
+            graph: Arc::clone(&self.graph),
+            networks,
+            ..*self
+        }
+    }
+
+    fn run(&self, batch: &TokenBatch, wanted: &[&str]) -> Result<Vec<ArrayD<f32>>, NetworkError> {
+        let (rows, length) = batch.ids.dim();
+        if let Some(Some(fixed)) = self
+            .graph
+            .input("input_ids")
+            .and_then(|input| input.dims.get(1).copied())
+            && fixed != length
+        {
+            return Err(NetworkError::TokenCount {
+                wanted: fixed,
+                given: length,
+            });
+        }
+        let mut feeds: Vec<(&str, Tensor<'_>)> = vec![("input_ids", (&batch.ids).into())];
+        if !batch.overrides.is_empty() {
+            if self.graph.input("token_embedding_override").is_none() {
+                return Err(NetworkError::Overrides);
+            }
+            let mut keep = Array3::<f32>::ones((rows, length, 1));
+            let mut vectors = Array3::<f32>::zeros((rows, length, self.width));
+            for entry in &batch.overrides {
+                keep[[entry.row, entry.position, 0]] = 0.0;
+                vectors
+                    .slice_mut(s![entry.row, entry.position, ..])
+                    .assign(&entry.vector);
+            }
+            feeds.push(("token_embedding_keep", keep.into()));
+            feeds.push(("token_embedding_override", vectors.into()));
+        }
+        for (name, values) in &self.networks {
+            feeds.push((name, values.into()));
+        }
+        Ok(self.graph.run(&feeds, wanted)?)
+    }
+
+    /// The output that holds a state, and the index along its first axis if it is a stack.
+    fn output_for(&self, state: HiddenState) -> Result<(String, Option<usize>), NetworkError> {
+        let (from_end, normalised) = match state {
+            HiddenState::Normalised { from_end } => (from_end, true),
+            HiddenState::Raw { from_end } => (from_end, false),
+        };
+        let lacking = || NetworkError::HiddenState { from_end };
+        let k = from_end
+            .checked_sub(self.dropped_layers)
+            .filter(|k| *k > 0)
+            .ok_or_else(lacking)?;
+        if normalised && k == 1 && self.graph.output("last_hidden_state").is_some() {
+            return Ok(("last_hidden_state".to_owned(), None));
+        }
+        let name = if normalised {
+            "clip_skip_states"
+        } else {
+            "hidden_states"
+        };
+        if let Some(stack) = self.graph.output(name) {
+            let count = stack.dims.first().copied().flatten().unwrap_or(usize::MAX);
+            if k >= count {
+                return Err(lacking());
+            }
+            return Ok((
+                name.to_owned(),
+                Some(if normalised { k } else { count - k }),
+            ));
+        }
+        // optimum gives one output a state: hidden_states.0 is the embedding.
+        let count = self
+            .graph
+            .output_names()
+            .filter(|output| output.starts_with("hidden_states."))
+            .count();
+        if normalised || count <= k {
+            return Err(lacking());
+        }
+        Ok((format!("hidden_states.{}", count - k), None))
+    }
+}
+
+impl TextEncoder for GraphTextEncoder {
+    fn encode(&self, batch: &TokenBatch, state: HiddenState) -> Result<EncodedText, Cause> {
+        let (output, index) = self.output_for(state)?;
+        let has_projection = self.graph.output("text_embeds").is_some();
+        let wanted: &[&str] = if has_projection {
+            &[&output, "text_embeds"]
+        } else {
+            &[&output]
+        };
+        let mut outputs = self.run(batch, wanted)?.into_iter();
+        let states = outputs.next().ok_or("no output")?;
+        let states = match index {
+            Some(index) => states.index_axis_move(Axis(0), index),
+            None => states,
+        };
+        let hidden = states
+            .into_dimensionality::<Ix3>()?
+            .as_standard_layout()
+            .into_owned();
+        let pooled = outputs
+            .next()
+            .map(ArrayD::into_dimensionality::<Ix2>)
+            .transpose()?;
+        Ok(EncodedText { hidden, pooled })
+    }
+
+    fn width(&self) -> usize {
+        self.width
+    }
+}
+
+/// A VAE's two sessions.
+pub struct GraphVae {
+    encoder: Arc<Graph>,
+    decoder: Arc<Graph>,
+}
+
+impl GraphVae {
+    #[must_use]
+    pub fn new(encoder: Arc<Graph>, decoder: Arc<Graph>) -> Self {
+        Self { encoder, decoder }
+    }
+
+    fn posterior(&self, pixels: &Array4<f32>) -> Result<Posterior, NetworkError> {
+        let name = if self.encoder.output("latent_parameters").is_some() {
+            "latent_parameters"
+        } else {
+            "latent_sample"
+        };
+        let moments = shaped4(self.encoder.run(&[("sample", pixels.into())], &[name])?)?;
+        if name == "latent_sample" {
+            // Older exports give a sample or the mode; then there is nothing left to draw.
+            let logvar = Array4::from_elem(moments.raw_dim(), -30.0);
+            return Ok(Posterior {
+                mean: moments,
+                logvar,
+            });
+        }
+        let channels = moments.dim().1 / 2;
+        Ok(Posterior {
+            mean: moments.slice(s![.., ..channels, .., ..]).to_owned(),
+            // DiagonalGaussianDistribution clamps the log variance.
+            logvar: moments
+                .slice(s![.., channels.., .., ..])
+                .mapv(|value| value.clamp(-30.0, 20.0)),
+        })
+    }
+}
+
+impl Vae for GraphVae {
+    fn encode(&self, pixels: &Array4<f32>) -> Result<Posterior, Cause> {
+        Ok(self.posterior(pixels)?)
+    }
+
+    fn decode(&self, latent: &Array4<f32>) -> Result<Array4<f32>, Cause> {
+        let out = self
+            .decoder
+            .run(&[("latent_sample", latent.into())], &["sample"])
+            .map_err(NetworkError::from)?;
+        Ok(shaped4(out)?)
+    }
+}
+
+fn shaped4(outputs: Vec<ArrayD<f32>>) -> Result<Array4<f32>, NetworkError> {
+    let array = outputs
+        .into_iter()
+        .next()
+        .unwrap_or_else(|| ArrayD::zeros(ndarray::IxDyn(&[0])));
+    let shape = array.shape().to_vec();
+    array
+        .into_dimensionality::<Ix4>()
+        .map_err(|_| NetworkError::OutputShape { shape })
+}

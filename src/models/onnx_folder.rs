@@ -1,0 +1,126 @@
+//! ONNX exports in the layout of diffusers and optimum: `unet/model.onnx`, `text_encoder/…`,
+//! `text_encoder_2/…`, `vae_encoder/…`, `vae_decoder/…`, each with a `config.json`, and
+//! `scheduler/scheduler_config.json`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::checkpoint::LoadError;
+use super::networks::{GraphTextEncoder, GraphUnet, GraphVae};
+use super::schedule::alphas_cumprod;
+use crate::pipeline::{Family, Prediction};
+use crate::runtime::{Graph, GraphSource, Runtime};
+
+/// What the configuration files of an export say.
+#[derive(Debug, Clone)]
+pub(super) struct FolderFacts {
+    pub(super) family: Family,
+    pub(super) prediction: Prediction,
+    pub(super) vae_scale: f32,
+    pub(super) alphas_cumprod: Arc<[f32]>,
+    /// Layers at the end that the export's first text tower lacks.
+    dropped_layers: usize,
+}
+
+pub(super) fn read_facts(folder: &Path) -> FolderFacts {
+    let unet = read_json(&folder.join("unet/config.json"));
+    let text = read_json(&folder.join("text_encoder/config.json"));
+    let scheduler = read_json(&folder.join("scheduler/scheduler_config.json"));
+    let ours = read_json(&folder.join("a1111.json"));
+    let has = |part: &str| folder.join(part).join("model.onnx").is_file();
+    let family = if has("text_encoder_2") {
+        if has("text_encoder") {
+            Family::Sdxl
+        } else {
+            Family::SdxlRefiner
+        }
+    } else if text["hidden_act"].as_str() == Some("gelu") || unet["cross_attention_dim"] == 1024 {
+        Family::Sd2
+    } else {
+        Family::Sd1
+    };
+    let prediction = match scheduler["prediction_type"].as_str() {
+        Some("v_prediction") => Prediction::Velocity,
+        _ => Prediction::Epsilon,
+    };
+    let usual = match family {
+        Family::Sd1 | Family::Sd2 => 0.18215,
+        Family::Sdxl | Family::SdxlRefiner => 0.13025,
+    };
+    let scale = ["vae_decoder/config.json", "vae_encoder/config.json"]
+        .iter()
+        .find_map(|file| read_json(&folder.join(file))["scaling_factor"].as_f64())
+        .unwrap_or(usual);
+    FolderFacts {
+        family,
+        prediction,
+        vae_scale: scale as f32,
+        alphas_cumprod: alphas_cumprod(
+            scheduler["beta_start"].as_f64().unwrap_or(0.00085),
+            scheduler["beta_end"].as_f64().unwrap_or(0.012),
+            usize::try_from(scheduler["num_train_timesteps"].as_u64().unwrap_or(1000))
+                .unwrap_or(1000)
+                .clamp(1, 100_000),
+        ),
+        // diffusers leaves out the last layer of SD 2.x, which is never used.
+        dropped_layers: ours["dropped_text_layers"]
+            .as_u64()
+            .and_then(|count| usize::try_from(count).ok())
+            .unwrap_or(usize::from(family == Family::Sd2)),
+    }
+}
+
+/// A missing or broken file is an empty object.
+fn read_json(path: &Path) -> Value {
+    let Ok(bytes) = fs_err::read(path) else {
+        return Value::Null;
+    };
+    serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+        tracing::warn!(path = %path.display(), %error, "this configuration cannot be read and is ignored");
+        Value::Null
+    })
+}
+
+pub(super) fn load_unet(runtime: &Runtime, folder: &Path) -> Result<GraphUnet, LoadError> {
+    Ok(GraphUnet::new(load_part(runtime, folder, "unet")?)?)
+}
+
+pub(super) fn load_text_encoders(
+    runtime: &Runtime,
+    folder: &Path,
+    facts: &FolderFacts,
+) -> Result<Vec<Arc<GraphTextEncoder>>, LoadError> {
+    let parts: &[(&str, usize)] = match facts.family {
+        Family::Sd1 | Family::Sd2 => &[("text_encoder", facts.dropped_layers)],
+        Family::Sdxl => &[("text_encoder", 0), ("text_encoder_2", 0)],
+        Family::SdxlRefiner => &[("text_encoder_2", 0)],
+    };
+    parts
+        .iter()
+        .map(|(part, dropped)| {
+            let graph = load_part(runtime, folder, part)?;
+            Ok(Arc::new(GraphTextEncoder::new(graph, *dropped)?))
+        })
+        .collect()
+}
+
+pub(super) fn load_vae(runtime: &Runtime, folder: &Path) -> Result<Arc<GraphVae>, LoadError> {
+    Ok(Arc::new(GraphVae::new(
+        load_part(runtime, folder, "vae_encoder")?,
+        load_part(runtime, folder, "vae_decoder")?,
+    )))
+}
+
+fn load_part(runtime: &Runtime, folder: &Path, part: &str) -> Result<Arc<Graph>, LoadError> {
+    let path = folder.join(part).join("model.onnx");
+    if !path.is_file() {
+        return Err(LoadError::Unusable {
+            path: folder.display().to_string(),
+            reason: format!("it has no {part}/model.onnx"),
+        });
+    }
+    let graph = Graph::load(runtime, part, GraphSource::File(&path))?;
+    Ok(Arc::new(graph))
+}

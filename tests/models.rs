@@ -1,0 +1,378 @@
+//! Graphs built from the golden checkpoints, against values recorded inside AUTOMATIC1111 and
+//! against ONNX exports of the same weights that torch made.
+
+#[path = "support/golden_models.rs"]
+mod golden_models;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use ancestral::catalogue::{Catalogue, CatalogueConfig};
+use ancestral::conditioning::{HiddenState, TokenBatch};
+use ancestral::models::{Provider, ProviderConfig};
+use ancestral::pipeline::{Family, Model, ModelProvider, ModelRequest, Prediction};
+use ancestral::runtime::{LibrarySearch, Runtime, RuntimeOptions, find_library};
+use ancestral::sampling::UnetInput;
+use ndarray::{Array, Array2, Array3, Array4, ArrayD, Axis, Dimension, concatenate, s};
+use ndarray_npy::NpzReader;
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("compat-tests/golden")
+}
+
+/// The data folder with the golden models, written once a process.
+fn data_folder() -> &'static Path {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    FOLDER
+        .get_or_init(|| {
+            let folder = tempfile::tempdir().unwrap();
+            let recipes = golden().join("models");
+            golden_models::write_data_folder(folder.path(), &recipes);
+            for model in ["tiny-sd1", "tiny-sd1-inpaint", "tiny-sd2-v", "tiny-sdxl"] {
+                let target = folder.path().join("exports").join(model);
+                golden_models::write_onnx_folder(model, &recipes, &target);
+            }
+            folder
+        })
+        .path()
+}
+
+fn runtime() -> Runtime {
+    let search = LibrarySearch {
+        explicit: std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from),
+        data_dir: PathBuf::from(env!("CARGO_MANIFEST_DIR")),
+        python_prefixes: Vec::new(),
+    };
+    let library = find_library(&search).expect("scripts/fetch_runtime has fetched the library");
+    Runtime::load(&library, RuntimeOptions::default()).unwrap()
+}
+
+fn provider(extra: &[PathBuf]) -> Provider {
+    let models = data_folder().join("models");
+    let catalogue = Catalogue::new(CatalogueConfig {
+        models_dir: models.clone(),
+        extra_checkpoints: extra.to_vec(),
+        ..CatalogueConfig::default()
+    });
+    let config = ProviderConfig {
+        tower_folders: vec![models],
+        ..ProviderConfig::default()
+    };
+    Provider::new(runtime(), Arc::new(catalogue), config)
+}
+
+fn built(name: &str) -> Arc<Model> {
+    let request = ModelRequest {
+        checkpoint: format!("{name}.safetensors"),
+        vae: "None".to_owned(),
+        ..ModelRequest::default()
+    };
+    provider(&[]).load(&request).unwrap()
+}
+
+/// The export of the same weights that torch made. Its title is that of the checkpoint, so it is
+/// listed alone.
+fn exported(name: &str) -> Arc<Model> {
+    let catalogue = Catalogue::new(CatalogueConfig {
+        extra_checkpoints: vec![data_folder().join("exports").join(name)],
+        ..CatalogueConfig::default()
+    });
+    let provider = Provider::new(runtime(), Arc::new(catalogue), ProviderConfig::default());
+    provider.load(&ModelRequest::default()).unwrap()
+}
+
+struct Truth(NpzReader<File>);
+
+impl Truth {
+    fn open(name: &str) -> Self {
+        let path = golden().join("truth").join(name);
+        Self(NpzReader::new(File::open(path).unwrap()).unwrap())
+    }
+
+    fn array<D: Dimension>(&mut self, key: &str) -> Array<f32, D> {
+        let names = self.0.names().unwrap();
+        let name = names
+            .iter()
+            .find(|name| name.trim_end_matches(".npy") == key)
+            .unwrap_or_else(|| panic!("no {key} in {names:?}"))
+            .clone();
+        let array: ArrayD<f32> = self.0.by_name(&name).unwrap();
+        array.into_dimensionality().unwrap()
+    }
+}
+
+/// The largest difference relative to the largest value.
+fn difference<D: Dimension>(got: &Array<f32, D>, want: &Array<f32, D>) -> f32 {
+    assert_eq!(got.shape(), want.shape());
+    let scale = want.iter().fold(0.0_f32, |max, v| max.max(v.abs()));
+    let worst = (got - want).iter().fold(0.0_f32, |max, v| max.max(v.abs()));
+    assert!(worst.is_finite());
+    worst / scale
+}
+
+fn assert_close<D: Dimension>(
+    got: &Array<f32, D>,
+    want: &Array<f32, D>,
+    tolerance: f32,
+    what: &str,
+) {
+    let found = difference(got, want);
+    assert!(
+        found <= tolerance,
+        "{what}: relative difference {found}, allowed {tolerance}"
+    );
+}
+
+/// Deterministic values in -1..1 that look like noise.
+fn pattern<D: Dimension, S: ndarray::ShapeBuilder<Dim = D>>(shape: S, scale: f32) -> Array<f32, D> {
+    let mut state = 12345_u32;
+    Array::from_shape_simple_fn(shape, || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        scale * ((state >> 8) as f32 / 8_388_608.0 - 1.0)
+    })
+}
+
+#[test]
+fn the_vae_gives_the_recorded_posterior_and_picture() {
+    for name in ["tiny-sd1", "tiny-sd2-v"] {
+        let model = built(name);
+        let mut truth = Truth::open(&format!("vae_{name}.npz"));
+        let latent: Array4<f32> = truth.array("b_96x96/latent_scaled");
+        let decoded: Array4<f32> = truth.array("b_96x96/decoded");
+        let got = model.vae.decode(&(latent / model.vae_scale)).unwrap();
+        assert_close(&got, &decoded, 1e-5, name);
+        let mean: Array4<f32> = truth.array("b_96x96/mean");
+        let logvar: Array4<f32> = truth.array("b_96x96/logvar");
+        let path = golden().join("inputs/b_96x96.png");
+        let picture = image::open(path).unwrap().to_rgb8();
+        let pixels = Array4::from_shape_fn((1, 3, 96, 96), |(_, c, y, x)| {
+            f32::from(picture.get_pixel(x as u32, y as u32)[c]) / 255.0 * 2.0 - 1.0
+        });
+        let posterior = model.vae.encode(&pixels).unwrap();
+        assert_close(&posterior.mean, &mean, 1e-5, name);
+        assert_close(&posterior.logvar, &logvar, 1e-5, name);
+    }
+}
+
+/// Token ids of the first recorded chunk of a prompt.
+fn chunk(model: &str, prompt: &str) -> Array2<i64> {
+    let path = golden().join(format!("truth/prompts_{model}.json"));
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let tokens = json[prompt]["chunks"][0]["tokens"].as_array().unwrap();
+    let mut ids: Vec<i64> = tokens.iter().map(|id| id.as_i64().unwrap()).collect();
+    if model == "tiny-sd2-v" {
+        let end = ids.iter().position(|id| *id == 49407).unwrap();
+        ids[end + 1..].fill(0);
+    }
+    Array2::from_shape_vec((1, ids.len()), ids).unwrap()
+}
+
+#[test]
+fn the_text_encoders_give_the_recorded_conditioning() {
+    for (name, state) in [
+        ("tiny-sd1", HiddenState::Normalised { from_end: 1 }),
+        ("tiny-sd2-v", HiddenState::Normalised { from_end: 2 }),
+    ] {
+        let model = built(name);
+        let batch = TokenBatch {
+            ids: chunk(name, "plain"),
+            overrides: Vec::new(),
+        };
+        let got = model.text_encoders[0].encode(&batch, state).unwrap().hidden;
+        let mut truth = Truth::open(&format!("cond_{name}.npz"));
+        let want: Array2<f32> = truth.array("plain/and0/until6");
+        assert_close(&got.index_axis_move(Axis(0), 0), &want, 1e-5, name);
+    }
+}
+
+#[test]
+fn clip_skip_states_are_the_recorded_ones() {
+    let model = built("tiny-sd1");
+    let mut truth = Truth::open("cond_tiny-sd1.npz");
+    for from_end in 2..=3 {
+        let key = format!("plain/clip_skip{from_end}");
+        let batch = TokenBatch {
+            ids: chunk("tiny-sd1", "plain"),
+            overrides: Vec::new(),
+        };
+        let state = HiddenState::Normalised { from_end };
+        let got = model.text_encoders[0].encode(&batch, state).unwrap().hidden;
+        let want: Array3<f32> = truth.array(&key);
+        assert_close(&got, &want, 1e-5, &key);
+    }
+}
+
+/// What A1111's denoiser and classifier-free guidance make of the UNet at one recorded step.
+fn guided(
+    model: &Model,
+    x: &Array4<f32>,
+    sigma: f32,
+    conds: [&Array2<f32>; 2],
+    scale: f32,
+) -> Array4<f32> {
+    let sigmas: Vec<f32> = model
+        .alphas_cumprod
+        .iter()
+        .map(|a| ((1.0 - a) / a).sqrt())
+        .collect();
+    let log_sigma = sigma.ln();
+    let high = sigmas
+        .iter()
+        .position(|s| s.ln() > log_sigma)
+        .unwrap_or(sigmas.len() - 1)
+        .max(1);
+    let (low_log, high_log) = (sigmas[high - 1].ln(), sigmas[high].ln());
+    let w = ((low_log - log_sigma) / (low_log - high_log)).clamp(0.0, 1.0);
+    let timestep = (1.0 - w) * (high - 1) as f32 + w * high as f32;
+    let c_in = 1.0 / (sigma * sigma + 1.0).sqrt();
+    let sample = concatenate(Axis(0), &[x.view(), x.view()]).unwrap() * c_in;
+    let context =
+        concatenate(Axis(0), &conds.map(|cond| cond.view().insert_axis(Axis(0)))).unwrap();
+    let input = UnetInput {
+        sample,
+        timestep: vec![timestep; 2],
+        context,
+        vector: None,
+    };
+    let out = model.unet.predict(&input).unwrap();
+    let denoised = |row: usize| {
+        let out = out.slice(s![row..=row, .., .., ..]);
+        match model.prediction {
+            Prediction::Epsilon => x - &(&out * sigma),
+            Prediction::Velocity => {
+                let c_skip = 1.0 / (sigma * sigma + 1.0);
+                let c_out = -sigma / (sigma * sigma + 1.0).sqrt();
+                &out * c_out + x * c_skip
+            }
+        }
+    };
+    let (cond, uncond) = (denoised(0), denoised(1));
+    &uncond + &((&cond - &uncond) * scale)
+}
+
+/// `a red cube on a table, (blue sky:1.2)` as ids with weights.
+const POSITIVE: &[(i64, f32)] = &[
+    (320, 1.0),
+    (736, 1.0),
+    (11353, 1.0),
+    (525, 1.0),
+    (320, 1.0),
+    (2175, 1.0),
+    (267, 1.0),
+    (1746, 1.2),
+    (2390, 1.2),
+];
+/// `blurry, lowres`.
+const NEGATIVE: &[(i64, f32)] = &[(21977, 1.0), (267, 1.0), (1049, 1.0), (934, 1.0)];
+
+#[test]
+fn every_recorded_euler_step_is_reproduced() {
+    for name in ["tiny-sd1", "tiny-sd2-v"] {
+        let model = built(name);
+        let conds = [POSITIVE, NEGATIVE].map(|ids| conditioning(&model, ids));
+        let mut truth = Truth::open(&format!("steps_txt2img_{name}.npz"));
+        let xs: Array4<f32> = truth.array("Euler/x");
+        let sigmas: ndarray::Array1<f32> = truth.array("Euler/sigma_or_t");
+        let wants: Array4<f32> = truth.array("Euler/guided");
+        for step in 0..sigmas.len() {
+            let x = xs.slice(s![step..=step, .., .., ..]).to_owned();
+            let want = wants.slice(s![step..=step, .., .., ..]).to_owned();
+            let got = guided(&model, &x, sigmas[step], [&conds[0], &conds[1]], 7.0);
+            assert_close(&got, &want, 3e-5, &format!("{name} step {step}"));
+        }
+    }
+}
+
+/// The conditioning of one chunk without textual inversions, emphasised as A1111 does by default:
+/// weighted, then scaled back to the mean that it had.
+fn conditioning(model: &Model, ids: &[(i64, f32)]) -> Array2<f32> {
+    let is_sd1 = model.family == Family::Sd1;
+    let pad = if is_sd1 { 49407 } else { 0 };
+    let from_end = if is_sd1 { 1 } else { 2 };
+    let mut tokens = vec![49406];
+    tokens.extend(ids.iter().map(|(id, _)| *id));
+    tokens.push(49407);
+    tokens.resize(77, pad);
+    let mut weights = vec![1.0];
+    weights.extend(ids.iter().map(|(_, weight)| *weight));
+    weights.resize(77, 1.0);
+    let batch = TokenBatch {
+        ids: Array2::from_shape_vec((1, 77), tokens).unwrap(),
+        overrides: Vec::new(),
+    };
+    let state = HiddenState::Normalised { from_end };
+    let hidden = model.text_encoders[0].encode(&batch, state).unwrap().hidden;
+    let hidden = hidden.index_axis_move(Axis(0), 0);
+    let mean = hidden.mean().unwrap();
+    let weighted = &hidden * &Array2::from_shape_vec((77, 1), weights).unwrap();
+    let scale = mean / weighted.mean().unwrap();
+    weighted * scale
+}
+
+#[test]
+fn built_unets_equal_torchs_exports() {
+    for name in ["tiny-sd1", "tiny-sd2-v", "tiny-sd1-inpaint"] {
+        let (ours, theirs) = (built(name), exported(name));
+        assert_eq!(ours.family, theirs.family, "{name}");
+        assert_eq!(ours.prediction, theirs.prediction, "{name}");
+        assert_eq!(ours.unet_channels, theirs.unet_channels, "{name}");
+        // Multiples of 8, where both ways up agree, and a fractional timestep.
+        let input = UnetInput {
+            sample: pattern((2, ours.unet_channels, 8, 16), 1.0),
+            timestep: vec![913.25, 400.5],
+            context: pattern((2, 154, 128), 1.0),
+            vector: None,
+        };
+        let (got, want) = (
+            ours.unet.predict(&input).unwrap(),
+            theirs.unet.predict(&input).unwrap(),
+        );
+        assert_close(&got, &want, 1e-5, name);
+    }
+}
+
+#[test]
+fn built_vaes_and_text_encoders_equal_torchs_exports() {
+    for name in ["tiny-sd1", "tiny-sd2-v"] {
+        let (ours, theirs) = (built(name), exported(name));
+        let latent = pattern((1, 4, 9, 7), 4.0);
+        let (got, want) = (
+            ours.vae.decode(&latent).unwrap(),
+            theirs.vae.decode(&latent).unwrap(),
+        );
+        assert_close(&got, &want, 1e-5, name);
+        let pixels = pattern((1, 3, 72, 56), 1.0);
+        let (got, want) = (
+            ours.vae.encode(&pixels).unwrap(),
+            theirs.vae.encode(&pixels).unwrap(),
+        );
+        assert_close(&got.mean, &want.mean, 1e-5, name);
+        let mut batch = TokenBatch {
+            ids: chunk(name, "emph"),
+            overrides: Vec::new(),
+        };
+        batch
+            .overrides
+            .push(ancestral::conditioning::EmbeddingOverride {
+                row: 0,
+                position: 2,
+                vector: pattern(128, 0.05),
+            });
+        for from_end in 2..=4 {
+            for state in [
+                HiddenState::Normalised { from_end },
+                HiddenState::Raw { from_end },
+            ] {
+                let got = ours.text_encoders[0].encode(&batch, state).unwrap();
+                let want = theirs.text_encoders[0].encode(&batch, state).unwrap();
+                assert_close(
+                    &got.hidden,
+                    &want.hidden,
+                    1e-5,
+                    &format!("{name} {state:?}"),
+                );
+            }
+        }
+    }
+}
