@@ -7,6 +7,7 @@ mod extras;
 mod generate;
 mod model;
 mod params;
+mod sampler_names;
 mod upscalers;
 
 pub use control::{JobControl, Unattended};
@@ -18,4 +19,5 @@ pub use extras::{
 pub use generate::generate;
 pub use model::{Cause, Family, Model, ModelProvider, ModelRequest, Posterior, Prediction, Vae};
 pub use params::*;
+pub use sampler_names::{SamplerName, SchedulerName, sampler_names, scheduler_names};
 pub use upscalers::{BuiltInUpscalers, FoundUpscaler, Tiling, UpscalerNetwork, UpscalerProvider};

@@ -54,6 +54,8 @@ pub struct GenerationParams {
     /// Whether a grid may be made and files saved (`save_images`).
     pub save_images: bool,
     pub send_images: bool,
+    /// Where the noise comes from.
+    pub noise_generator: NoiseGenerator,
     /// Every option of A1111's settings as it stands for this job, overrides applied.
     pub options: Arc<crate::config::Options>,
 }

@@ -1,0 +1,244 @@
+//! What txt2img and img2img share on the way from a request to pipeline parameters.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::{ApiError, Body};
+use crate::config::{Options, Settings};
+use crate::pipeline::{GenerationParams, NoiseGenerator};
+
+/// Knows the aliases of checkpoints.
+pub trait CheckpointNames: Send + Sync {
+    /// Whether `name` is an exact alias of a checkpoint.
+    fn is_alias(&self, name: &str) -> bool;
+}
+
+/// Knows the styles.
+pub trait StyleTexts: Send + Sync {
+    /// Prompt and negative prompt of a style.
+    fn texts(&self, name: &str) -> Option<(String, String)>;
+}
+
+/// No style exists.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoStyles;
+
+impl StyleTexts for NoStyles {
+    fn texts(&self, _name: &str) -> Option<(String, String)> {
+        None
+    }
+}
+
+/// What the server knows when a request arrives.
+pub struct ResolveContext<'a> {
+    /// The options at this moment.
+    pub options: Options,
+    pub checkpoints: &'a dyn CheckpointNames,
+    pub styles: &'a dyn StyleTexts,
+    /// The noise source `GPU` means the CPU generator (`--use-cpu all`).
+    pub noise_on_cpu: bool,
+}
+
+/// A request that is ready for its turn.
+#[derive(Debug)]
+pub struct Resolved {
+    /// Pictures are not decoded yet, see [`Resolved::decode_pictures`].
+    pub params: GenerationParams,
+    /// The request's fields as the answer echoes them.
+    pub body: Body,
+    /// Override keys that were left out.
+    pub ignored_overrides: Vec<String>,
+    /// `init_images`, still as text.
+    pub init_images: Vec<Value>,
+    /// `mask`, still as text.
+    pub mask: Option<String>,
+}
+
+impl Resolved {
+    /// Decodes the request's pictures; to be called when the job has its turn.
+    ///
+    /// # Errors
+    /// A1111's answer to a picture that cannot be used.
+    pub fn decode_pictures(&mut self) -> Result<(), ApiError> {
+        let Some(img2img) = &mut self.params.img2img else {
+            return Ok(());
+        };
+        if let Some(mask) = self.mask.take() {
+            img2img.mask = Some(super::answer::decode_picture(&mask, &self.params.options)?);
+        }
+        for text in std::mem::take(&mut self.init_images) {
+            let Some(text) = text.as_str() else {
+                return Err(ApiError::invalid_image());
+            };
+            let picture = super::answer::decode_picture(text, &self.params.options)?;
+            img2img.init_images.push(picture);
+        }
+        Ok(())
+    }
+
+    /// Overrides that stay in force after the request, if it asked for that.
+    #[must_use]
+    pub fn lasting_overrides(&self) -> Option<&Map<String, Value>> {
+        let restore = self.body.value("override_settings_restore_afterwards");
+        if restore == &Value::Bool(true) {
+            return None;
+        }
+        self.body.object("override_settings")
+    }
+}
+
+/// Largest side of a picture. A1111 has no limit and runs out of memory.
+const SIDE_LIMIT_PX: i64 = 16_384;
+/// Largest number of steps, batches and pictures of a batch.
+const STEP_LIMIT: i64 = 10_000;
+const BATCH_LIMIT: i64 = 1_000;
+
+/// The fields of a job that both endpoints have. `sampler` and `scheduler` must be set by
+/// [`super::choose_sampler`] before.
+pub(super) fn common_params(
+    body: &mut Body,
+    context: &ResolveContext<'_>,
+    ignored: &mut Vec<String>,
+) -> Result<GenerationParams, ApiError> {
+    let options = overridden_options(body, context, ignored);
+    let name = body
+        .nonempty_text("sampler_name")
+        .or(body.text("sampler_index"))
+        .unwrap_or("Euler");
+    let choice = super::choose_sampler(name, body.text("scheduler"));
+    let styles: Vec<String> = body
+        .list("styles")
+        .iter()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
+    let style_texts = styles
+        .iter()
+        .map(|name| context.styles.texts(name).unwrap_or_default())
+        .collect();
+    Ok(GenerationParams {
+        prompt: required_text(body, "prompt")?,
+        negative_prompt: required_text(body, "negative_prompt")?,
+        styles,
+        style_texts,
+        seed: seed(body, "seed"),
+        subseed: seed(body, "subseed"),
+        subseed_strength: body.float("subseed_strength").unwrap_or(0.0),
+        seed_resize_from: (
+            body.int("seed_resize_from_h").unwrap_or(0),
+            body.int("seed_resize_from_w").unwrap_or(0),
+        ),
+        sampler: choice.sampler,
+        scheduler: choice.scheduler,
+        batch_size: count(body, "batch_size", BATCH_LIMIT)?,
+        batch_count: count(body, "n_iter", BATCH_LIMIT)?,
+        step_count: count(body, "steps", STEP_LIMIT)?,
+        cfg_scale: required_float(body, "cfg_scale")?,
+        width_px: side(body, "width")?,
+        height_px: side(body, "height")?,
+        restore_faces: bool_or_option(body, "restore_faces", &options, "face_restoration"),
+        tiling: bool_or_option(body, "tiling", &options, "tiling"),
+        eta: body.float("eta"),
+        denoising_strength: body.float("denoising_strength"),
+        s_min_uncond: body.float("s_min_uncond"),
+        s_churn: body.float("s_churn"),
+        s_tmax: body.float("s_tmax"),
+        s_tmin: body.float("s_tmin"),
+        s_noise: body.float("s_noise"),
+        disable_extra_networks: body.bool("disable_extra_networks"),
+        refiner_checkpoint: refiner(body),
+        refiner_switch_at: body.float("refiner_switch_at"),
+        hires: None,
+        img2img: None,
+        soft_inpainting: None,
+        save_images: body.bool("save_images"),
+        send_images: body.bool("send_images"),
+        noise_generator: noise_generator(&options, context.noise_on_cpu),
+        options: Arc::new(options),
+    })
+}
+
+/// The options of this job. A checkpoint that does not exist is taken out of the request, as A1111 does.
+fn overridden_options(
+    body: &mut Body,
+    context: &ResolveContext<'_>,
+    ignored: &mut Vec<String>,
+) -> Options {
+    const CHECKPOINT: &str = "sd_model_checkpoint";
+    let mut options = context.options.clone();
+    let checkpoint = body
+        .object("override_settings")
+        .and_then(|overrides| overrides.get(CHECKPOINT));
+    let known = match checkpoint {
+        None => true,
+        Some(name) => name
+            .as_str()
+            .is_some_and(|name| context.checkpoints.is_alias(name)),
+    };
+    if !known {
+        body.remove_from_object("override_settings", CHECKPOINT);
+    }
+    if let Some(overrides) = body.object("override_settings") {
+        ignored.extend(Settings::apply_overrides(&mut options, overrides));
+    }
+    options
+}
+
+fn noise_generator(options: &Options, noise_on_cpu: bool) -> NoiseGenerator {
+    match options.text("randn_source") {
+        "CPU" => NoiseGenerator::Cpu,
+        "GPU" if noise_on_cpu => NoiseGenerator::Cpu,
+        _ => NoiseGenerator::Nv,
+    }
+}
+
+/// A1111 fails with a TypeError where a number or text that it needs is null.
+fn missing(name: &str) -> ApiError {
+    ApiError::unexpected("TypeError", format!("'{name}' must not be NoneType"))
+}
+
+fn required_text(body: &Body, name: &str) -> Result<String, ApiError> {
+    body.text(name)
+        .map(str::to_owned)
+        .ok_or_else(|| missing(name))
+}
+
+fn required_float(body: &Body, name: &str) -> Result<f64, ApiError> {
+    body.float(name).ok_or_else(|| missing(name))
+}
+
+fn count(body: &Body, name: &str, limit: i64) -> Result<usize, ApiError> {
+    let number = body.int(name).ok_or_else(|| missing(name))?;
+    if (1..=limit).contains(&number) {
+        return Ok(number as usize);
+    }
+    let text = format!("{name} is {number}, and must be from 1 to {limit}");
+    Err(ApiError::unexpected("ValueError", text))
+}
+
+fn side(body: &Body, name: &str) -> Result<usize, ApiError> {
+    let number = body.int(name).ok_or_else(|| missing(name))?;
+    if (8..=SIDE_LIMIT_PX).contains(&number) {
+        return Ok(number as usize);
+    }
+    let text = format!("{name} is {number}, and must be from 8 to {SIDE_LIMIT_PX}");
+    Err(ApiError::unexpected("ValueError", text))
+}
+
+fn seed(body: &Body, name: &str) -> Option<i64> {
+    body.int(name).filter(|seed| *seed != -1)
+}
+
+fn bool_or_option(body: &Body, name: &str, options: &Options, key: &str) -> bool {
+    match body.value(name) {
+        Value::Bool(flag) => *flag,
+        _ => options.bool(key),
+    }
+}
+
+fn refiner(body: &Body) -> Option<String> {
+    body.nonempty_text("refiner_checkpoint")
+        .filter(|name| !["None", "none"].contains(name))
+        .map(str::to_owned)
+}

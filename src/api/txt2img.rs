@@ -1,0 +1,55 @@
+//! From the fields of `POST /sdapi/v1/txt2img` to pipeline parameters.
+
+use super::resolve::common_params;
+use super::scripts::{TXT2IMG_SCRIPTS, check_alwayson, check_script_name};
+use super::{ApiError, Body, ResolveContext, Resolved};
+use crate::pipeline::HiresParams;
+
+/// Resolves a request; every check that A1111 makes before it queues the job.
+///
+/// # Errors
+/// A1111's answer to an unknown script or an unusable value.
+pub fn resolve_txt2img(mut body: Body, context: &ResolveContext<'_>) -> Result<Resolved, ApiError> {
+    check_script_name(TXT2IMG_SCRIPTS, body.text("script_name"))?;
+    if let Some(entries) = body.object("alwayson_scripts") {
+        check_alwayson(TXT2IMG_SCRIPTS, entries)?;
+    }
+    let mut ignored_overrides = Vec::new();
+    let mut params = common_params(&mut body, context, &mut ignored_overrides)?;
+    if body.bool("enable_hr") {
+        params.hires = Some(hires(&body));
+    }
+    Ok(Resolved {
+        params,
+        body,
+        ignored_overrides,
+        init_images: Vec::new(),
+        mask: None,
+    })
+}
+
+fn hires(body: &Body) -> HiresParams {
+    let size = |name: &str| body.int(name).unwrap_or(0).max(0) as usize;
+    HiresParams {
+        first_phase: (size("firstphase_width"), size("firstphase_height")),
+        scale: body.float("hr_scale").unwrap_or(2.0),
+        upscaler: body.text("hr_upscaler").map(str::to_owned),
+        second_pass_steps: size("hr_second_pass_steps"),
+        resize_x: size("hr_resize_x"),
+        resize_y: size("hr_resize_y"),
+        checkpoint: body
+            .nonempty_text("hr_checkpoint_name")
+            .filter(|name| *name != "Use same checkpoint")
+            .map(str::to_owned),
+        sampler: body
+            .nonempty_text("hr_sampler_name")
+            .filter(|name| *name != "Use same sampler")
+            .map(str::to_owned),
+        scheduler: body
+            .nonempty_text("hr_scheduler")
+            .filter(|name| *name != "Use same scheduler")
+            .map(str::to_owned),
+        prompt: body.text("hr_prompt").unwrap_or("").to_owned(),
+        negative_prompt: body.text("hr_negative_prompt").unwrap_or("").to_owned(),
+    }
+}

@@ -1,0 +1,310 @@
+//! The command line: A1111's 126 flags from `cmd-flags.json`, ours beside them.
+//!
+//! Every flag of A1111 is accepted and echoed by `GET /sdapi/v1/cmd-flags`; those without a help
+//! text in the table have no effect here.
+
+use std::path::Path;
+use std::sync::LazyLock;
+
+use clap::{Arg, ArgAction, ArgMatches};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+/// One flag of A1111.
+#[derive(Debug, Deserialize)]
+struct FlagEntry {
+    /// The key of the echo, argparse's `dest`.
+    dest: String,
+    /// `--name`, or `-f`.
+    flag: String,
+    /// `<root>` and `<cwd>` stand for the data folder and the working directory.
+    default: Value,
+    /// The type of the echo: `bool`, `str`, `int`, `list` or `dict`.
+    response_type: String,
+    takes_value: bool,
+    /// argparse's action: `store`, `store_true`, `store_false` or `append`.
+    action: String,
+    #[serde(default)]
+    choices: Vec<String>,
+    help: Option<String>,
+}
+
+static FLAGS: LazyLock<Vec<FlagEntry>> = LazyLock::new(|| {
+    serde_json::from_str(include_str!("cmd-flags.json")).expect("the embedded table is well formed")
+});
+
+/// A flag that only this server has.
+struct OwnFlag {
+    name: &'static str,
+    value: Option<&'static str>,
+    help: &'static str,
+}
+
+/// Flags that A1111 does not have. They are not part of the echo, which clients parse strictly.
+const OWN_FLAGS: &[OwnFlag] = &[
+    OwnFlag {
+        name: "execution-provider",
+        value: Some("NAME[,NAME...]"),
+        help: "Execution providers to try in order: tensorrt, cuda, directml, cpu [default: cuda, directml, cpu]",
+    },
+    OwnFlag {
+        name: "ort-library",
+        value: Some("FILE"),
+        help: "The ONNX Runtime library [default: ORT_DYLIB_PATH, beside the executable, DATA/runtime, an installed Python package]",
+    },
+    OwnFlag {
+        name: "threads",
+        value: Some("N"),
+        help: "Threads of one graph [default: the number of physical cores]",
+    },
+    OwnFlag {
+        name: "model-memory",
+        value: Some("GIB"),
+        help: "Memory that loaded checkpoints may take together [default: half of the machine's]",
+    },
+    OwnFlag {
+        name: "queue-limit",
+        value: Some("N"),
+        help: "Requests that may wait for their turn [default: 256]",
+    },
+    OwnFlag {
+        name: "cors-allow-local",
+        value: None,
+        help: "Pages from localhost and from files on this machine may call this server",
+    },
+    OwnFlag {
+        name: "log-json",
+        value: None,
+        help: "Write log lines as JSON objects",
+    },
+];
+
+/// Why a command line was refused, or `--help` and `--version`, which clap treats alike.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct FlagError(#[from] pub clap::Error);
+
+/// A parsed command line.
+#[derive(Debug, Clone)]
+pub struct Flags {
+    matches: ArgMatches,
+}
+
+impl Flags {
+    /// Parses `arguments` (the first is the program's name).
+    ///
+    /// # Errors
+    /// When a flag is unknown or its value is missing or out of its choices; `--help` too.
+    pub fn parse(arguments: &[String], ignore_errors: bool) -> Result<Self, FlagError> {
+        let matches = command()
+            .ignore_errors(ignore_errors)
+            .try_get_matches_from(arguments)?;
+        Ok(Self { matches })
+    }
+
+    /// The value of a flag that takes one.
+    #[must_use]
+    pub fn value(&self, dest: &str) -> Option<&str> {
+        self.matches.get_one::<String>(dest).map(String::as_str)
+    }
+
+    /// All values of a flag that may be repeated.
+    #[must_use]
+    pub fn values(&self, dest: &str) -> Vec<&str> {
+        self.matches
+            .get_many::<String>(dest)
+            .map(|values| values.map(String::as_str).collect())
+            .unwrap_or_default()
+    }
+
+    /// Whether a switch was given.
+    #[must_use]
+    pub fn given(&self, dest: &str) -> bool {
+        self.matches.get_flag(dest)
+    }
+
+    /// The subcommand and its two possible arguments.
+    #[must_use]
+    pub fn subcommand(&self) -> Option<(&str, &ArgMatches)> {
+        self.matches.subcommand()
+    }
+
+    /// The body of `GET /sdapi/v1/cmd-flags`: every flag of A1111 with its value here. Logins are
+    /// blanked, since whoever may ask would otherwise read everybody's password.
+    #[must_use]
+    pub fn echo(&self, root: &Path, working_directory: &Path) -> Map<String, Value> {
+        FLAGS
+            .iter()
+            .map(|entry| {
+                let value = self.echo_one(entry, root, working_directory);
+                (entry.dest.clone(), value)
+            })
+            .collect()
+    }
+
+    fn echo_one(&self, entry: &FlagEntry, root: &Path, working_directory: &Path) -> Value {
+        const SECRETS: [&str; 4] = ["api_auth", "gradio_auth", "gradio_auth_path", "ngrok"];
+        let dest = entry.dest.as_str();
+        if !entry.takes_value {
+            let given = self.given(dest);
+            return match entry.action.as_str() {
+                "store_false" if given => Value::String("False".to_owned()),
+                "store_true" if given => Value::Bool(true),
+                _ => entry.default.clone(),
+            };
+        }
+        let given = self.values(dest);
+        if dest == "data_dir" {
+            return Value::String(root.display().to_string());
+        }
+        if given.is_empty() {
+            return replace_places(&entry.default, root, working_directory);
+        }
+        if SECRETS.contains(&dest) {
+            return Value::String(String::new());
+        }
+        match entry.response_type.as_str() {
+            "list" => given.into_iter().map(Value::from).collect(),
+            "int" => given[0].parse::<i64>().map_or(Value::Null, Value::from),
+            "dict" => serde_json::from_str(given[0]).unwrap_or(Value::Null),
+            _ => Value::from(given[0]),
+        }
+    }
+}
+
+/// Puts real folders where a default of the table names `<root>` or `<cwd>`.
+fn replace_places(default: &Value, root: &Path, working_directory: &Path) -> Value {
+    match default {
+        Value::String(text) => {
+            let text = text.split(" (").next().unwrap_or_default();
+            Value::String(
+                text.replace("<root>", &root.display().to_string())
+                    .replace("<cwd>", &working_directory.display().to_string()),
+            )
+        }
+        Value::Array(items) => items
+            .iter()
+            .map(|item| replace_places(item, root, working_directory))
+            .collect(),
+        other => other.clone(),
+    }
+}
+
+fn command() -> clap::Command {
+    let mut command = clap::Command::new("ancestral")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .infer_long_args(true)
+        .args_conflicts_with_subcommands(true)
+        .subcommand(
+            clap::Command::new("export")
+                .about("Write a checkpoint as a folder of ONNX graphs in the diffusers layout")
+                .arg(
+                    Arg::new("checkpoint")
+                        .required(true)
+                        .value_name("CHECKPOINT"),
+                )
+                .arg(Arg::new("folder").required(true).value_name("DIR"))
+                .arg(
+                    Arg::new("half")
+                        .long("half")
+                        .action(ArgAction::SetTrue)
+                        .help("Store the weights as float16"),
+                ),
+        )
+        .subcommand(
+            clap::Command::new("inspect")
+                .about("Say what a model file is, which family, and what it lacks")
+                .arg(Arg::new("file").required(true).value_name("FILE")),
+        );
+    for entry in FLAGS.iter() {
+        command = command.arg(argument(entry));
+    }
+    for own in OWN_FLAGS {
+        let mut argument = Arg::new(own.name).long(own.name).help(own.help);
+        argument = match own.value {
+            Some(name) => argument.value_name(name),
+            None => argument.action(ArgAction::SetTrue),
+        };
+        command = command.arg(argument);
+    }
+    command
+}
+
+fn argument(entry: &'static FlagEntry) -> Arg {
+    let mut argument = Arg::new(entry.dest.as_str());
+    argument = match entry.flag.strip_prefix("--") {
+        Some(name) => argument.long(name),
+        None => argument.short(entry.flag.chars().nth(1)),
+    };
+    argument = match &entry.help {
+        Some(help) => argument.help(help.as_str()),
+        None => argument
+            .help("Accepted as A1111 does; has no effect here")
+            .hide_short_help(true),
+    };
+    argument = match (entry.action.as_str(), entry.takes_value) {
+        ("append", _) => argument.action(ArgAction::Append),
+        ("store", true) if entry.response_type == "list" => argument.num_args(1..),
+        (_, true) => argument.action(ArgAction::Set),
+        (_, false) => argument.action(ArgAction::SetTrue),
+    };
+    if entry.takes_value {
+        argument = argument.value_name("VALUE");
+        if entry.response_type == "int" {
+            argument = argument.value_parser(whole_number);
+        }
+        if !entry.choices.is_empty() {
+            argument =
+                argument.value_parser(entry.choices.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+    }
+    argument
+}
+
+fn whole_number(text: &str) -> Result<String, String> {
+    match text.trim().parse::<i64>() {
+        Ok(_) => Ok(text.trim().to_owned()),
+        Err(_) => Err(format!("{text} is no whole number")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Flags {
+        let mut all = vec!["ancestral".to_owned()];
+        all.extend(arguments.iter().map(ToString::to_string));
+        Flags::parse(&all, false).expect("accepted")
+    }
+
+    #[test]
+    fn echo_has_every_flag_of_a1111_in_order() {
+        let echo = parse(&["--port", "7860"]).echo(Path::new("/data"), Path::new("/here"));
+        assert_eq!(echo.len(), 126);
+        assert_eq!(echo.keys().next().map(String::as_str), Some("f"));
+        assert_eq!(echo["port"], "7860");
+        assert_eq!(echo["embeddings_dir"], "/data/embeddings");
+        assert_eq!(echo["timeout_keep_alive"], 30);
+    }
+
+    #[test]
+    fn echo_blanks_logins() {
+        let echo = parse(&["--api-auth", "user:secret"]).echo(Path::new("/d"), Path::new("/c"));
+        assert_eq!(echo["api_auth"], "");
+    }
+
+    #[test]
+    fn unknown_flags_stop_the_start() {
+        let arguments = ["ancestral".to_owned(), "--no-such-flag".to_owned()];
+        assert!(Flags::parse(&arguments, false).is_err());
+    }
+
+    #[test]
+    fn use_cpu_takes_several_names() {
+        let flags = parse(&["--use-cpu", "all", "interrogate", "--no-half"]);
+        assert_eq!(flags.values("use_cpu"), ["all", "interrogate"]);
+        assert!(flags.given("no_half"));
+    }
+}
