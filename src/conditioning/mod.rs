@@ -6,6 +6,8 @@ mod chunks;
 mod conditioner;
 mod embeddings;
 mod emphasis_modes;
+mod html_entities;
+mod mojibake;
 mod size_embedding;
 mod text_repair;
 mod tokenizer;

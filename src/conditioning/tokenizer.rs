@@ -11,7 +11,8 @@ use regex::Regex;
 use tokenizers::Model as _;
 use tokenizers::models::bpe::{BPE, Vocab};
 
-use super::text_repair::{repair_text, unescape_html};
+use super::html_entities::unescape_html;
+use super::text_repair::repair_text;
 
 /// `<|startoftext|>`
 pub(super) const START_TOKEN: u32 = 49406;
