@@ -12,12 +12,7 @@ pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 pub use crate::conditioning::Family;
 
-/// What the UNet's output means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Prediction {
-    Epsilon,
-    Velocity,
-}
+pub use crate::sampling::Prediction;
 
 /// Mean and log variance of the latent distribution, unscaled, `[1, 4, h, w]` each.
 #[derive(Debug, Clone)]

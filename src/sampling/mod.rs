@@ -1,6 +1,33 @@
 //! Sigmas, schedulers, samplers, classifier-free guidance and the eps and v parameterisations.
 //! May use rng. Never reads a file, a clock, an environment variable or a global.
 
+mod beta_quantile;
+pub mod guidance;
+mod plan;
+pub mod samplers;
+pub mod scalar;
+pub mod schedulers;
+mod sigma_table;
+mod steps;
+mod timesteps;
+mod walk;
+
+pub use guidance::{
+    ContextPadding, GuidanceOptions, GuidedDenoiser, InpaintMask, PictureConditioning, Preview,
+    PromptPart, RefinerSwitch, ScheduledConditioning, SoftBlend, SwappedModel, TextCondition,
+};
+pub use plan::{
+    ChurnOptions, Img2ImgStart, InfotextEntry, InfotextValue, Outcome, RunContext, SamplerOptions,
+    SamplingModel, SamplingPlan, Start, StepReport, check_nan, effective_scheduler, planned_calls,
+    run,
+};
+pub use samplers::{SAMPLERS, Sampler, SamplerKind, find_sampler, resolve_names};
+pub use schedulers::{SCHEDULERS, ScheduleOptions, Scheduler, find_scheduler};
+pub use sigma_table::{AlphaOptions, Prediction, SigmaTable, scaled_linear_alphas_cumprod};
+pub use steps::{Img2ImgSteps, img2img_steps};
+pub use timesteps::discretised_timesteps;
+pub use walk::{BrownianSource, SolverOptions, Step, UniPcOptions, UniPcSkip, UniPcVariant, Walk};
+
 use ndarray::{Array2, Array3, Array4};
 
 /// A batch of latents, `[batch, channels, height / 8, width / 8]`, f32.
@@ -15,12 +42,29 @@ pub trait Denoiser {
     /// # Errors
     /// When the network below fails, or the job was interrupted or skipped.
     fn denoise(&mut self, x: &Latent, sigma: f32) -> Result<Latent, SamplingError>;
+
+    /// The unconditional half of the last answer, which DDIM CFG++ walks along. The answer itself
+    /// where there is no guidance.
+    fn unconditional(&self) -> Option<&Latent> {
+        None
+    }
+
+    /// The latest picture worth showing, in the latent's noise-free form.
+    fn preview(&self) -> Option<&Latent> {
+        None
+    }
 }
 
 /// The noise that a sampler adds between steps: A1111's `ImageRNG.next()`, one generator an image.
 pub trait NoiseSource {
     /// Standard normal noise in the shape of the batch, the next draw of every image's generator.
     fn next(&mut self) -> Latent;
+}
+
+impl NoiseSource for crate::rng::ImageRng {
+    fn next(&mut self) -> Latent {
+        Self::next(self)
+    }
 }
 
 /// What one call of the UNet takes. Rows of the batch belong together across the fields.
@@ -58,4 +102,16 @@ pub enum SamplingError {
     /// The network failed.
     #[error("the UNet failed: {0}")]
     Unet(#[source] Cause),
+    /// The refiner could not be loaded or its conditioning not be made.
+    #[error("the switch to the refiner failed: {0}")]
+    Refiner(#[source] Cause),
+    /// The schedule does not fit the sampler or the number of steps.
+    #[error("{0}")]
+    Schedule(String),
+    /// The network answered with something that is not a number.
+    #[error("A tensor with NaNs was produced in Unet.")]
+    NotANumber,
+    /// The conditioning does not fit the batch or the model.
+    #[error("{0}")]
+    Conditioning(String),
 }

@@ -1,0 +1,66 @@
+//! The functions of one f32 number that schedules and samplers need, rounded as torch's vector
+//! library rounds them: the f64 result, rounded once.
+
+/// Natural logarithm.
+#[must_use]
+pub fn ln(x: f32) -> f32 {
+    f64::from(x).ln() as f32
+}
+
+/// Exponential.
+#[must_use]
+pub fn exp(x: f32) -> f32 {
+    f64::from(x).exp() as f32
+}
+
+/// `exp(x) - 1`.
+#[must_use]
+pub fn expm1(x: f32) -> f32 {
+    f64::from(x).exp_m1() as f32
+}
+
+/// `base` to the power of `exponent`; torch casts a Python exponent to f32.
+#[must_use]
+pub fn pow(base: f32, exponent: f64) -> f32 {
+    f64::from(base).powf(f64::from(exponent as f32)) as f32
+}
+
+/// Tangent.
+#[must_use]
+pub fn tan(x: f32) -> f32 {
+    f64::from(x).tan() as f32
+}
+
+/// Arc tangent.
+#[must_use]
+pub fn atan(x: f32) -> f32 {
+    f64::from(x).atan() as f32
+}
+
+/// `torch.linspace` in f32: the first half is counted from the start, the second from the end. A
+/// single step gives the start. Torch works on eight lanes at a time, each counted from the
+/// lane block's first value.
+#[must_use]
+pub fn linspace(start: f64, end: f64, count: usize) -> Vec<f32> {
+    let (start, end) = (start as f32, end as f32);
+    if count == 1 {
+        return vec![start];
+    }
+    let step = (end - start) / (count.max(2) - 1) as f32;
+    let half = count / 2;
+    (0..count)
+        .map(|index| {
+            if index < half {
+                start + step * index as f32
+            } else {
+                end - step * (count - index - 1) as f32
+            }
+        })
+        .collect()
+}
+
+/// `torch.lerp` with weight 1/2.
+#[must_use]
+pub fn midpoint(start: f32, end: f32) -> f32 {
+    end - (end - start) * 0.5
+}
