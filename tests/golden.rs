@@ -51,6 +51,8 @@ const FLAGS: &[&str] = &[
     "--no-half",
     "--precision",
     "full",
+    "--ckpt",
+    "{data}/models/Stable-diffusion/tiny-sd2-v.safetensors",
 ];
 
 /// Cases that show what others did before them. They run together, in this order; all else stands on its own.

@@ -178,7 +178,7 @@ fn loose(path: &str, context: &Context<'_>) -> Option<Rule> {
         want.len() == got.len() && got.iter().all(|item| item.is_i64() || item.is_u64())
     };
     match path {
-        ".info.job_timestamp" | ".state.job_timestamp" | ".info.version" => Some(TEXT),
+        ".info.job_timestamp" | ".state.job_timestamp" | ".info.version" | ".port" => Some(TEXT),
         ".state.job_no" | ".state.sampling_steps" | ".app_id" => Some(INTEGER),
         ".eta_relative"
         | ".avg_event_process_time"

@@ -20,6 +20,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts the server with `flags` over a data folder that `fill` writes, and waits until it answers.
+    /// `{data}` in a flag stands for that folder.
     ///
     /// # Panics
     /// When it does not come up within a minute; the end of its log is in the message.
@@ -33,7 +34,11 @@ impl Server {
             .arg("--data-dir")
             .arg(data.path())
             .args(["--port", &port.to_string()])
-            .args(flags)
+            .args(
+                flags
+                    .iter()
+                    .map(|flag| flag.replace("{data}", &data.path().to_string_lossy())),
+            )
             .env_remove("RUST_LOG")
             .current_dir(data.path())
             .stdin(Stdio::null())
