@@ -1,8 +1,8 @@
 //! Golden parity: every request that was recorded from AUTOMATIC1111 v1.10.1 is sent to this server and
 //! the answers are compared, under the rules of `compat-tests/golden/README.md`.
 //!
-//! `GOLDEN=text cargo test --test golden -- --nocapture` runs the cases whose names contain the text.
-//! What is known to differ stands in `compat-tests/known-differences.toml`. The outcome of every case is
+//! `GOLDEN=text cargo test --test golden -- --nocapture` runs the cases whose names contain the text;
+//! `GOLDEN_SERVER` names another binary than this build's. What is known to differ stands in `compat-tests/known-differences.toml`. The outcome of every case is
 //! written to `target/tmp/golden-report.tsv`.
 
 #[path = "support/case.rs"]

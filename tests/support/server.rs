@@ -29,7 +29,7 @@ impl Server {
         fill(data.path());
         let port = free_port();
         let log = File::create(data.path().join("server.log")).expect("a log file");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ancestral"));
+        let mut command = Command::new(binary());
         command
             .arg("--data-dir")
             .arg(data.path())
@@ -103,6 +103,12 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The binary of this build, or the one that `GOLDEN_SERVER` names, such as a release build.
+fn binary() -> PathBuf {
+    let named = std::env::var_os("GOLDEN_SERVER").map(PathBuf::from);
+    named.unwrap_or_else(|| env!("CARGO_BIN_EXE_ancestral").into())
 }
 
 fn free_port() -> u16 {
