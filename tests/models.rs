@@ -376,3 +376,120 @@ fn built_vaes_and_text_encoders_equal_torchs_exports() {
         }
     }
 }
+
+/// sgm's vector conditioning: the pooled text and the embedded sizes.
+fn vector(pooled: &Array2<f32>, sizes: &[f32]) -> Array2<f32> {
+    let mut columns = pooled.row(0).to_vec();
+    for size in sizes {
+        let angles: Vec<f32> = (0..16)
+            .map(|i| size * (-(10000_f32.ln()) * i as f32 / 16.0).exp())
+            .collect();
+        columns.extend(angles.iter().map(|angle| angle.cos()));
+        columns.extend(angles.iter().map(|angle| angle.sin()));
+    }
+    Array2::from_shape_vec((1, columns.len()), columns).unwrap()
+}
+
+#[test]
+fn sdxl_towers_give_the_recorded_conditioning() {
+    let model = built("tiny-sdxl");
+    let mut truth = Truth::open("cond_tiny-sdxl.npz");
+    let want: Array3<f32> = truth.array("plain/negative=False/crossattn");
+    let want_vector: Array2<f32> = truth.array("plain/negative=False/vector");
+    let mut ids = chunk("tiny-sd1", "plain");
+    let state = HiddenState::Raw { from_end: 2 };
+    let batch = |ids: &Array2<i64>| TokenBatch {
+        ids: ids.clone(),
+        overrides: Vec::new(),
+    };
+    let first = model.text_encoders[0].encode(&batch(&ids), state).unwrap();
+    let end = ids.iter().position(|id| *id == 49407).unwrap();
+    ids.slice_mut(s![0, end + 1..]).fill(0);
+    let second = model.text_encoders[1].encode(&batch(&ids), state).unwrap();
+    let got = concatenate(Axis(2), &[first.hidden.view(), second.hidden.view()]).unwrap();
+    assert_close(&got, &want, 1e-5, "cross attention");
+    let pooled = second.pooled.unwrap();
+    let want_pooled = want_vector.slice(s![.., ..96]).to_owned();
+    assert_close(&pooled, &want_pooled, 1e-5, "pooled");
+}
+
+#[test]
+fn the_sdxl_unet_equals_torchs_export_and_reads_sizes_back() {
+    let (ours, theirs) = (built("tiny-sdxl"), exported("tiny-sdxl"));
+    assert_eq!(theirs.family, Family::Sdxl);
+    let input = UnetInput {
+        sample: pattern((1, 4, 8, 12), 1.0),
+        timestep: vec![501.0],
+        context: pattern((1, 77, 160), 1.0),
+        vector: Some(vector(
+            &pattern((1, 96), 1.0),
+            &[1024.0, 768.0, 0.0, 128.0, 4096.0, 8.0],
+        )),
+    };
+    let got = ours.unet.predict(&input).unwrap();
+    let want = theirs.unet.predict(&input).unwrap();
+    assert_close(&got, &want, 1e-5, "UNet");
+}
+
+#[test]
+fn sizes_off_the_grid_are_cut_as_the_original_resizes() {
+    // 96x72 pixels: the latent is no multiple of 8, so up and skip sizes differ on the way.
+    let model = built("tiny-sd1");
+    let sample: Array4<f32> = pattern((1, 4, 9, 13), 1.0);
+    let input = UnetInput {
+        sample: sample.clone(),
+        timestep: vec![10.0],
+        context: pattern((1, 77, 128), 1.0),
+        vector: None,
+    };
+    assert_eq!(model.unet.predict(&input).unwrap().dim(), sample.dim());
+}
+
+#[test]
+fn a_tiling_model_is_equivariant_under_rolling() {
+    let request = ModelRequest {
+        checkpoint: "tiny-sd1.safetensors".to_owned(),
+        vae: "None".to_owned(),
+        tiling: true,
+        ..ModelRequest::default()
+    };
+    let model = provider(&[]).load(&request).unwrap();
+    // Rolling by 8 latent columns commutes with a network whose padding is circular.
+    let roll = |x: &Array4<f32>, by: usize| {
+        let (left, right) = x.view().split_at(Axis(3), by);
+        concatenate(Axis(3), &[right, left]).unwrap()
+    };
+    let latent: Array4<f32> = pattern((1, 4, 8, 16), 1.0);
+    let input = |sample: Array4<f32>| UnetInput {
+        sample,
+        timestep: vec![300.0],
+        context: pattern((1, 77, 128), 1.0),
+        vector: None,
+    };
+    let plain = model.unet.predict(&input(latent.clone())).unwrap();
+    let rolled = model.unet.predict(&input(roll(&latent, 8))).unwrap();
+    assert_close(&rolled, &roll(&plain, 8), 1e-4, "UNet");
+    let plain = model.vae.decode(&latent).unwrap();
+    let rolled = model.vae.decode(&roll(&latent, 8)).unwrap();
+    assert_close(&rolled, &roll(&plain, 64), 1e-4, "VAE decoder");
+    let untiled = built("tiny-sd1").vae.decode(&latent).unwrap();
+    assert!(difference(&plain, &untiled) > 1e-3);
+}
+
+#[test]
+fn a_separate_vae_file_is_chosen_by_name() {
+    let request = ModelRequest {
+        checkpoint: "tiny-sd2-v.safetensors".to_owned(),
+        vae: "tiny-sd1-vae.safetensors".to_owned(),
+        ..ModelRequest::default()
+    };
+    let model = provider(&[]).load(&request).unwrap();
+    let (name, hash) = model.vae_file.clone().unwrap();
+    assert_eq!(
+        (name.as_str(), hash.len()),
+        ("tiny-sd1-vae.safetensors", 10)
+    );
+    let latent: Array4<f32> = pattern((1, 4, 6, 6), 4.0);
+    let want = built("tiny-sd1").vae.decode(&latent).unwrap();
+    assert_close(&model.vae.decode(&latent).unwrap(), &want, 1e-6, "VAE");
+}
