@@ -493,3 +493,74 @@ fn a_separate_vae_file_is_chosen_by_name() {
     let want = built("tiny-sd1").vae.decode(&latent).unwrap();
     assert_close(&model.vae.decode(&latent).unwrap(), &want, 1e-6, "VAE");
 }
+
+/// An export in a temporary folder, loaded as the only checkpoint.
+fn export_and_load(name: &str) -> (tempfile::TempDir, Arc<Model>) {
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join(name);
+    let models = data_folder().join("models");
+    let checkpoint = models.join(format!("Stable-diffusion/{name}.safetensors"));
+    ancestral::models::export(None, &checkpoint, &target, &[models]).unwrap();
+    let again = ancestral::models::export(None, &checkpoint, &target, &[]);
+    assert!(again.unwrap_err().to_string().contains("exists already"));
+    let catalogue = Catalogue::new(CatalogueConfig {
+        extra_checkpoints: vec![target],
+        ..CatalogueConfig::default()
+    });
+    let provider = Provider::new(runtime(), Arc::new(catalogue), ProviderConfig::default());
+    let model = provider.load(&ModelRequest::default()).unwrap();
+    (folder, model)
+}
+
+#[test]
+fn exports_keep_the_name_the_hash_and_the_values() {
+    for name in ["tiny-sd1", "tiny-sd2-v", "tiny-sdxl"] {
+        let (_folder, theirs) = export_and_load(name);
+        let ours = built(name);
+        assert_eq!(
+            (&theirs.name, &theirs.short_hash),
+            (&ours.name, &ours.short_hash)
+        );
+        assert_eq!(
+            (theirs.family, theirs.prediction),
+            (ours.family, ours.prediction)
+        );
+        assert_eq!(theirs.vae_scale, ours.vae_scale);
+        let batch = TokenBatch {
+            ids: chunk("tiny-sd1", "plain"),
+            overrides: Vec::new(),
+        };
+        for (got, want) in theirs.text_encoders.iter().zip(&ours.text_encoders) {
+            let state = HiddenState::Raw { from_end: 2 };
+            let (got, want) = (
+                got.encode(&batch, state).unwrap(),
+                want.encode(&batch, state).unwrap(),
+            );
+            assert_close(&got.hidden, &want.hidden, 1e-6, name);
+            assert_eq!(got.pooled.is_some(), want.pooled.is_some());
+        }
+        let is_xl = ours.family == Family::Sdxl;
+        let input = UnetInput {
+            sample: pattern((1, 4, 9, 7), 1.0),
+            timestep: vec![77.75],
+            context: pattern((1, 77, if is_xl { 160 } else { 128 }), 1.0),
+            vector: is_xl.then(|| {
+                vector(
+                    &pattern((1, 96), 1.0),
+                    &[512.0, 640.0, 0.0, 0.0, 512.0, 512.0],
+                )
+            }),
+        };
+        let (got, want) = (
+            theirs.unet.predict(&input).unwrap(),
+            ours.unet.predict(&input).unwrap(),
+        );
+        assert_close(&got, &want, 1e-5, name);
+        let latent: Array4<f32> = pattern((1, 4, 5, 6), 4.0);
+        let (got, want) = (
+            theirs.vae.decode(&latent).unwrap(),
+            ours.vae.decode(&latent).unwrap(),
+        );
+        assert_close(&got, &want, 1e-6, name);
+    }
+}

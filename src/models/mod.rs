@@ -5,6 +5,7 @@
 //! sessions that were used last.
 
 mod checkpoint;
+mod export;
 pub mod graphs;
 mod networks;
 mod onnx_folder;
@@ -12,6 +13,7 @@ mod provider;
 mod schedule;
 
 pub use checkpoint::{CheckpointPlan, LoadError, open_weights};
+pub use export::{ExportError, export};
 pub use networks::{GraphTextEncoder, GraphUnet, GraphVae, NetworkError};
 pub use provider::{Provider, ProviderConfig};
 pub use schedule::alphas_cumprod;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use half::f16;
 use ndarray::{ArrayD, ArrayViewD, CowArray, IxDyn};
+use ort::logging::LogLevel;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{RunOptions, Session, SessionInputValue};
 use ort::value::{DynValue, TensorElementType, TensorRef, ValueType};
@@ -364,6 +365,8 @@ fn session_builder(runtime: &Runtime) -> Result<SessionBuilder, String> {
         .with_optimization_level(GraphOptimizationLevel::All)
         .map_err(words)?
         .with_intra_threads(thread_count(runtime.options.threads))
+        .map_err(words)?
+        .with_log_level(LogLevel::Error)
         .map_err(words)?
         .with_intra_op_spinning(false)
         .map_err(words)?

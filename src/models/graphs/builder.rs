@@ -75,7 +75,15 @@ pub struct BuiltGraph {
     pub model: Vec<u8>,
     /// The layers with adapter inputs, if the graph was built with them.
     pub adapters: Vec<AdapterPort>,
+    /// Weights that do not fit into the model, which names them [`SIDE_FILE`]; exports only.
+    pub side_data: Vec<u8>,
 }
+
+/// The file beside an exported model that holds weights past what one protobuf message may hold.
+pub const SIDE_FILE: &str = "model.onnx_data";
+
+/// Inline weights above this go to the side file; a message may have at most 2 GiB.
+const INLINE_LIMIT_BYTES: usize = 1 << 30;
 
 /// The output of a node, an input or an initializer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -134,7 +142,8 @@ impl<'w> GraphBuilder<'w> {
         self.weights
     }
 
-    pub(super) fn finish(self) -> BuiltGraph {
+    pub(super) fn finish(mut self) -> BuiltGraph {
+        let side_data = spill(&mut self.graph.initializer);
         let model = ModelProto {
             ir_version: 9,
             opset_import: [(ONNX, 19), (MICROSOFT, 1)]
@@ -149,6 +158,7 @@ impl<'w> GraphBuilder<'w> {
         BuiltGraph {
             model: model.encode_to_vec(),
             adapters: self.adapters,
+            side_data,
         }
     }
 
@@ -688,6 +698,39 @@ pub(super) struct JoinedLinear<'n> {
     pub(super) weight: &'n str,
     pub(super) bias: &'n str,
     pub(super) layer: &'n str,
+}
+
+/// The `external_data` entries of a tensor.
+fn external(location: &str, offset: u64, length: u64) -> Vec<StringPair> {
+    [
+        ("location", location.to_owned()),
+        ("offset", offset.to_string()),
+        ("length", length.to_string()),
+    ]
+    .map(|(key, value)| StringPair {
+        key: key.to_owned(),
+        value,
+    })
+    .into()
+}
+
+/// Moves large inline weights to the side file when all together are too many for one message.
+fn spill(initializers: &mut [TensorProto]) -> Vec<u8> {
+    let inline = |tensor: &TensorProto| tensor.raw_data.as_ref().map_or(0, Vec::len);
+    let total: usize = initializers.iter().map(inline).sum();
+    let mut side_data = Vec::new();
+    if total <= INLINE_LIMIT_BYTES {
+        return side_data;
+    }
+    for tensor in initializers.iter_mut().filter(|t| inline(t) > 4096) {
+        let raw = tensor.raw_data.take().unwrap_or_default();
+        // Runtimes map the file, so pieces begin at page boundaries.
+        side_data.resize(side_data.len().next_multiple_of(4096), 0);
+        tensor.external_data = external(SIDE_FILE, side_data.len() as u64, raw.len() as u64);
+        tensor.data_location = Some(1);
+        side_data.extend_from_slice(&raw);
+    }
+    side_data
 }
 
 fn value_info(name: &str, element: i32, dims: &[Dim]) -> ValueInfo {

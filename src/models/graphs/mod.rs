@@ -13,8 +13,9 @@ mod unet;
 mod vae;
 mod weights;
 
-pub use builder::{AdapterPort, BuildOptions, BuiltGraph, Storage};
+pub use builder::{AdapterPort, BuildOptions, BuiltGraph, SIDE_FILE, Storage};
 pub use text::{TextTower, TextTowerShape, text_encoder};
+pub(crate) use unet::context_width;
 pub use unet::{Heads, UnetShape, VectorInput, unet};
 pub use vae::{vae_decoder, vae_encoder};
 pub use weights::Weights;
