@@ -28,7 +28,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "config",
         ],
     ),
-    ("jobs", &["pipeline", "config"]),
+    ("jobs", &["pipeline", "sampling", "config"]),
     (
         "models",
         &[
@@ -257,11 +257,22 @@ fn sources() -> Vec<Source> {
     sources
 }
 
+/// Whether `path` is a module that its parent declares for tests only.
 fn is_test_file(path: &Path) -> bool {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    stem == "tests"
-        || stem.ends_with("_tests")
-        || path.components().any(|part| part.as_os_str() == "tests")
+    let folder = path.parent().unwrap_or(path);
+    let named = folder.with_extension("rs");
+    let parents = [folder.join("mod.rs"), named];
+    parents
+        .iter()
+        .filter(|parent| parent.is_file())
+        .any(|parent| {
+            let text = read(parent);
+            let lines: Vec<&str> = text.lines().collect();
+            lines
+                .windows(2)
+                .any(|pair| pair[0] == "#[cfg(test)]" && pair[1].ends_with(&format!("mod {stem};")))
+        })
 }
 
 /// `text` without comment lines, without declarations of test files, and without what follows the test
