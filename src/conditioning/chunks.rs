@@ -190,3 +190,162 @@ impl Splitter {
         self.chunks.push(draft.close());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array2;
+    use serde::Deserialize;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::conditioning::EmbeddingSource;
+    use crate::prompt::vectors;
+
+    /// Embeddings of these names and vector counts.
+    struct Named(Vec<(String, usize)>);
+
+    impl EmbeddingSource for Named {
+        fn names(&self) -> Vec<String> {
+            self.0.iter().map(|(name, _)| name.clone()).collect()
+        }
+
+        fn load(&self, name: &str) -> Option<Arc<Embedding>> {
+            let (name, count) = self.0.iter().find(|(known, _)| known == name)?;
+            Some(Arc::new(Embedding {
+                name: name.clone(),
+                short_hash: String::new(),
+                vectors: vec![Array2::zeros((*count, 4))],
+            }))
+        }
+    }
+
+    fn index(names: &[(&str, usize)], tokenizer: Tokenizer) -> EmbeddingIndex {
+        let named = names
+            .iter()
+            .map(|&(name, count)| (name.to_owned(), count))
+            .collect();
+        EmbeddingIndex::new(Arc::new(Named(named)), tokenizer)
+    }
+
+    #[derive(Deserialize)]
+    struct WantChunk {
+        fixes: Vec<(usize, String)>,
+        tokens_trimmed: Vec<u32>,
+        mult_trimmed: Vec<f64>,
+    }
+
+    #[derive(Deserialize)]
+    struct Want {
+        count: usize,
+        target: usize,
+        chunks: Vec<WantChunk>,
+    }
+
+    fn assert_chunks(text: &str, emphasis: Emphasis, embeddings: &EmbeddingIndex, want: &Want) {
+        let have = split_chunks(text, Tokenizer::OpenClip, emphasis, 20, embeddings).expect(text);
+        assert_eq!(have.token_count, want.count, "{text}");
+        assert_eq!(have.target_length(), want.target, "{text}");
+        assert_eq!(have.chunks.len(), want.chunks.len(), "{text}");
+        for (have, want) in have.chunks.iter().zip(&want.chunks) {
+            let (tokens, padding) = have.tokens.split_at(want.tokens_trimmed.len());
+            assert_eq!(tokens, want.tokens_trimmed, "{text}");
+            assert!(padding.iter().all(|&id| id == END_TOKEN), "{text}");
+            assert_eq!(have.tokens.len(), CHUNK_LENGTH + 2, "{text}");
+            let (weights, rest) = have.multipliers.split_at(want.mult_trimmed.len());
+            assert_eq!(weights, want.mult_trimmed, "{text}");
+            assert!(rest.iter().all(|&weight| weight == 1.0), "{text}");
+            let fixes: Vec<(usize, String)> = have
+                .fixes
+                .iter()
+                .map(|fix| (fix.offset, fix.embedding.name.clone()))
+                .collect();
+            assert_eq!(fixes, want.fixes, "{text}");
+        }
+    }
+
+    #[test]
+    fn prompts_split_into_a1111s_chunks() {
+        let none = EmbeddingIndex::default();
+        for (text, want) in vectors::read::<Vec<(String, Want)>>("chunks") {
+            assert_chunks(&text, Emphasis::Original, &none, &want);
+        }
+        for (text, want) in vectors::read::<Vec<(String, Want)>>("chunks_emphasis_None") {
+            assert_chunks(&text, Emphasis::None, &none, &want);
+        }
+    }
+
+    #[test]
+    fn embeddings_take_their_vectors_room() {
+        let embeddings = index(&[("bad-hands", 6), ("bad", 2)], Tokenizer::OpenClip);
+        let cases: Value = vectors::read("chunks_with_TI");
+        let cases: Vec<(String, Want)> =
+            serde_json::from_value(cases["cases"].clone()).expect("cases");
+        for (text, want) in cases {
+            assert_chunks(&text, Emphasis::Original, &embeddings, &want);
+        }
+    }
+
+    #[test]
+    fn recorded_prompts_split_into_the_recorded_chunks() {
+        for (model, tokenizer) in [
+            ("tiny-sd1", Tokenizer::ClipL),
+            ("tiny-sd2-v", Tokenizer::OpenClip),
+        ] {
+            let embeddings = index(&[("bad-tiny", 3), ("tinyti", 2)], tokenizer);
+            for (name, case) in vectors::recorded_prompts(model) {
+                let text = case["prompt"].as_str().expect("a text");
+                let have = split_chunks(text, tokenizer, Emphasis::Original, 20, &embeddings)
+                    .expect("a legal prompt");
+                assert_eq!(case["token_count"], have.token_count, "{model}, {name}");
+                assert_eq!(
+                    case["target_length"],
+                    have.target_length(),
+                    "{model}, {name}"
+                );
+                let chunks = case["chunks"].as_array().expect("chunks");
+                assert_eq!(chunks.len(), have.chunks.len(), "{model}, {name}");
+                for (want, have) in chunks.iter().zip(&have.chunks) {
+                    let tokens: Vec<u32> =
+                        serde_json::from_value(want["tokens"].clone()).expect("tokens");
+                    let weights: Vec<f64> =
+                        serde_json::from_value(want["multipliers"].clone()).expect("weights");
+                    assert_eq!(have.tokens, tokens, "{model}, {name}");
+                    assert_eq!(have.multipliers, weights, "{model}, {name}");
+                    let fixes: Vec<Value> = have
+                        .fixes
+                        .iter()
+                        .map(|fix| {
+                            let embedding = &fix.embedding;
+                            serde_json::json!([
+                                fix.offset,
+                                embedding.name,
+                                embedding.vector_count()
+                            ])
+                        })
+                        .collect();
+                    assert_eq!(want["fixes"], Value::from(fixes), "{model}, {name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_embedding_longer_than_a_chunk_is_cut() {
+        let embeddings = index(&[("long", 90)], Tokenizer::ClipL);
+        let chunks = split_chunks(
+            "cat long cat",
+            Tokenizer::ClipL,
+            Emphasis::Original,
+            20,
+            &embeddings,
+        )
+        .expect("a legal prompt");
+        assert!(
+            chunks
+                .chunks
+                .iter()
+                .all(|chunk| chunk.tokens.len() == CHUNK_LENGTH + 2)
+        );
+        assert_eq!(chunks.chunks.len(), 3);
+    }
+}

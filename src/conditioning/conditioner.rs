@@ -10,7 +10,7 @@ use crate::prompt::{EmphasisError, PassSteps, expand_schedule, split_composition
 use super::cache::ConditioningCache;
 use super::chunks::{Chunk, Chunks, split_chunks};
 use super::embeddings::{Embedding, EmbeddingIndex, EmbeddingSource};
-use super::emphasis_modes::{Emphasis, Weighted, apply_emphasis};
+use super::emphasis_modes::{ChunkBatch, Emphasis};
 use super::size_embedding::push_sinusoidal;
 use super::tokenizer::Tokenizer;
 use super::{Cause, EmbeddingOverride, HiddenState, TextEncoder, TokenBatch};
@@ -404,7 +404,7 @@ impl<'a> Conditioner<'a> {
                 );
                 text.resize_with(chunk_count, Chunk::empty);
             }
-            let states = self.encode_tower(index, chunks, &batch.copies)?;
+            let states = self.encode_tower(index, chunks, &batch.index_of)?;
             contexts.push(states.contexts);
             pooled = states.pooled;
         }
@@ -458,7 +458,7 @@ impl<'a> Conditioner<'a> {
         &self,
         index: usize,
         texts: &[Vec<Chunk>],
-        copies: &[usize],
+        order: &[usize],
     ) -> Result<TowerStates, ConditioningError> {
         let tower = &self.towers[index];
         let rows = Rows::new(index, tower, texts)?;
@@ -475,17 +475,18 @@ impl<'a> Conditioner<'a> {
             .map(|rows| encoded.hidden.select(Axis(0), rows))
             .collect();
         for chunk in 0..texts[0].len() {
-            let mut batch: Vec<Weighted<'_>> = states
-                .iter_mut()
-                .zip(texts)
-                .zip(copies)
-                .map(|((states, chunks), &copies)| Weighted {
-                    states: states.slice_mut(s![chunk, .., ..]),
-                    multipliers: &chunks[chunk].multipliers,
-                    copies,
-                })
-                .collect();
-            apply_emphasis(self.settings.emphasis, &mut batch);
+            ChunkBatch {
+                states: states
+                    .iter_mut()
+                    .map(|states| states.slice_mut(s![chunk, .., ..]))
+                    .collect(),
+                multipliers: texts
+                    .iter()
+                    .map(|chunks| chunks[chunk].multipliers.as_slice())
+                    .collect(),
+                order,
+            }
+            .apply(self.settings.emphasis);
         }
         let contexts = states
             .into_iter()
@@ -548,8 +549,6 @@ impl<'a> Conditioner<'a> {
 /// The different texts of a schedule; alternation repeats the same few over all steps.
 struct Batch {
     texts: Vec<String>,
-    /// How often each of `texts` occurs.
-    copies: Vec<usize>,
     /// The index in `texts` of every entry of the schedule.
     index_of: Vec<usize>,
 }
@@ -558,17 +557,14 @@ impl Batch {
     fn new(entries: &[String]) -> Self {
         let mut batch = Self {
             texts: Vec::new(),
-            copies: Vec::new(),
             index_of: Vec::with_capacity(entries.len()),
         };
         let mut index_of_text: HashMap<&str, usize> = HashMap::new();
         for entry in entries {
             let index = *index_of_text.entry(entry).or_insert_with(|| {
                 batch.texts.push(entry.clone());
-                batch.copies.push(0);
                 batch.texts.len() - 1
             });
-            batch.copies[index] += 1;
             batch.index_of.push(index);
         }
         batch

@@ -2,6 +2,8 @@
 
 use ndarray::{ArrayViewMut2, Axis};
 
+use super::torch_mean;
+
 /// Emphasis modes of the option `emphasis`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Emphasis {
@@ -39,68 +41,64 @@ impl Emphasis {
     }
 }
 
-/// One text's share of a batch: the states of one chunk.
-pub(super) struct Weighted<'a> {
-    /// `[77, width]`
-    pub(super) states: ArrayViewMut2<'a, f32>,
-    /// 77 weights.
-    pub(super) multipliers: &'a [f64],
-    /// How many texts of the batch are this one.
-    pub(super) copies: usize,
+/// One chunk position of a batch of texts.
+pub(super) struct ChunkBatch<'a> {
+    /// `[77, width]` for every different text.
+    pub(super) states: Vec<ArrayViewMut2<'a, f32>>,
+    /// 77 weights for every different text.
+    pub(super) multipliers: Vec<&'a [f64]>,
+    /// The batch: indices of texts, with repetitions, in the order of the schedule.
+    pub(super) order: &'a [usize],
 }
 
-/// Applies the weights to one chunk position of a whole batch. The mean that `Original` restores is
-/// taken over all texts of the batch, so schedule variants of one prompt influence each other.
-pub(super) fn apply_emphasis(mode: Emphasis, batch: &mut [Weighted<'_>]) {
-    if matches!(mode, Emphasis::None | Emphasis::Ignore) {
-        return;
-    }
-    let before = mean(batch);
-    for item in batch.iter_mut() {
-        for (mut state, &weight) in item.states.axis_iter_mut(Axis(0)).zip(item.multipliers) {
-            state *= weight as f32;
+impl ChunkBatch<'_> {
+    /// Applies the weights. The mean that `Original` restores is taken over all texts of the batch,
+    /// so schedule variants of one prompt influence each other.
+    pub(super) fn apply(&mut self, mode: Emphasis) {
+        if matches!(mode, Emphasis::None | Emphasis::Ignore) {
+            return;
         }
-    }
-    if mode == Emphasis::Original {
-        let factor = before / mean(batch);
-        // A mean of exactly 0 would leave nothing but NaN.
-        if factor.is_finite() {
-            for item in batch {
-                item.states *= factor;
+        let before = self.mean();
+        for (states, weights) in self.states.iter_mut().zip(&self.multipliers) {
+            for (mut state, &weight) in states.axis_iter_mut(Axis(0)).zip(*weights) {
+                state *= weight as f32;
+            }
+        }
+        if mode == Emphasis::Original {
+            let factor = before / self.mean();
+            // A mean of exactly 0 would leave nothing but NaN.
+            if factor.is_finite() {
+                for states in &mut self.states {
+                    *states *= factor;
+                }
             }
         }
     }
-}
 
-/// The mean over texts, tokens and channels; summed in f64, rounded to torch's f32.
-fn mean(batch: &[Weighted<'_>]) -> f32 {
-    let (mut sum, mut count) = (0.0, 0);
-    for item in batch {
-        let text: f64 = item.states.iter().map(|&value| f64::from(value)).sum();
-        sum += text * item.copies as f64;
-        count += item.states.len() * item.copies;
+    /// The mean over texts, tokens and channels.
+    fn mean(&self) -> f32 {
+        let values: Vec<f32> = self
+            .order
+            .iter()
+            .flat_map(|&text| self.states[text].iter().copied())
+            .collect();
+        torch_mean::mean(&values)
     }
-    (sum / count as f64) as f32
 }
 
 #[cfg(test)]
 mod tests {
-    use ndarray::{Array2, array};
+    use ndarray::{Array2, Array3, array};
 
     use super::*;
 
-    fn run(mode: Emphasis, states: &mut [Array2<f32>], weights: &[[f64; 2]], copies: &[usize]) {
-        let mut batch: Vec<Weighted<'_>> = states
-            .iter_mut()
-            .zip(weights)
-            .zip(copies)
-            .map(|((states, multipliers), &copies)| Weighted {
-                states: states.view_mut(),
-                multipliers,
-                copies,
-            })
-            .collect();
-        apply_emphasis(mode, &mut batch);
+    fn run(mode: Emphasis, states: &mut [Array2<f32>], weights: &[[f64; 2]], order: &[usize]) {
+        ChunkBatch {
+            states: states.iter_mut().map(|states| states.view_mut()).collect(),
+            multipliers: weights.iter().map(<[f64; 2]>::as_slice).collect(),
+            order,
+        }
+        .apply(mode);
     }
 
     #[test]
@@ -113,7 +111,7 @@ mod tests {
             Emphasis::Original,
             &mut states,
             &[[2.0, 1.0], [1.0, 1.0]],
-            &[1, 2],
+            &[0, 1, 1],
         );
         // Sum 8 + 2·6 = 20 before, 12 + 2·6 = 24 after.
         let factor = 20.0_f32 / 24.0;
@@ -127,10 +125,10 @@ mod tests {
     #[test]
     fn the_other_modes_multiply_or_leave_alone() {
         let mut states = [array![[1.0, 3.0], [2.0, 2.0]]];
-        run(Emphasis::NoNorm, &mut states, &[[2.0, 0.5]], &[1]);
+        run(Emphasis::NoNorm, &mut states, &[[2.0, 0.5]], &[0]);
         assert_eq!(states[0], array![[2.0, 6.0], [1.0, 1.0]]);
         for mode in [Emphasis::Ignore, Emphasis::None] {
-            run(mode, &mut states, &[[2.0, 0.5]], &[1]);
+            run(mode, &mut states, &[[2.0, 0.5]], &[0]);
             assert_eq!(states[0], array![[2.0, 6.0], [1.0, 1.0]]);
         }
     }
@@ -139,7 +137,7 @@ mod tests {
     fn weights_of_one_change_nothing() {
         let mut states = [array![[0.1, 0.7], [0.3, -0.9]]];
         let want = states[0].clone();
-        run(Emphasis::Original, &mut states, &[[1.0, 1.0]], &[3]);
+        run(Emphasis::Original, &mut states, &[[1.0, 1.0]], &[0, 0, 0]);
         assert_eq!(states[0], want);
     }
 
@@ -152,6 +150,39 @@ mod tests {
             Emphasis::NoNorm,
         ] {
             assert_eq!(Emphasis::from_option(mode.name()), mode);
+        }
+    }
+
+    /// `name` in the conditionings recorded with `model`, `[77, width]`.
+    fn recorded(model: &str, name: &str) -> Array2<f32> {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join(format!("compat-tests/golden/truth/cond_{model}.npz"));
+        let file = std::fs::File::open(path).expect("the golden file exists");
+        let mut arrays = ndarray_npy::NpzReader::new(file).expect("an npz file");
+        let array: Array3<f32> = arrays
+            .by_name(name)
+            .or_else(|_| arrays.by_name(&format!("{name}.npy")))
+            .expect("the array exists");
+        array.index_axis(Axis(0), 0).to_owned()
+    }
+
+    #[test]
+    fn the_recorded_states_are_scaled_to_the_last_bit() {
+        for model in ["tiny-sd1", "tiny-sd2-v"] {
+            let case = &crate::prompt::vectors::recorded_prompts(model)["emph"];
+            let weights: Vec<f64> =
+                serde_json::from_value(case["chunks"][0]["multipliers"].clone()).expect("weights");
+            for mode in [Emphasis::NoNorm, Emphasis::Original] {
+                let mut states = recorded(model, "emph/emphasis=Ignore");
+                ChunkBatch {
+                    states: vec![states.view_mut()],
+                    multipliers: vec![&weights],
+                    order: &[0],
+                }
+                .apply(mode);
+                let want = recorded(model, &format!("emph/emphasis={}", mode.name()));
+                assert!(states == want, "{model}, {}", mode.name());
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ mod mojibake;
 mod size_embedding;
 mod text_repair;
 mod tokenizer;
+mod torch_mean;
 
 pub use cache::ConditioningCache;
 pub use chunks::{CHUNK_LENGTH, Chunk, Chunks, Fix, split_chunks};
