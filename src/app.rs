@@ -1,1 +1,526 @@
 //! Builds everything once and starts the server: the only place besides `main.rs` that sees every room.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix_web::HttpServer;
+use actix_web::middleware::from_fn;
+use tokio::sync::Notify;
+
+use crate::api::{StyleBook, StyleRow};
+use crate::catalogue::{Catalogue, CatalogueConfig};
+use crate::config::{Binding, Config, ConfigError, Folders, RuntimeConfig, Settings, Tls};
+use crate::http::{self, CurrentModel, Server};
+use crate::jobs::{Engine, Jobs, Ticket};
+use crate::models::{Provider, ProviderConfig};
+use crate::pipeline::{
+    BuiltInUpscalers, ExtrasParams, ExtrasResult, GenerateError, GenerationParams,
+    GenerationResult, JobControl, ModelProvider as _, ModelRequest, extras, generate,
+};
+use crate::prompt::parse_styles_csv;
+use crate::runtime::{
+    ExecutionProvider, LibrarySearch, Runtime, RuntimeError, RuntimeOptions, find_library,
+};
+
+/// Why the server cannot start; each message is one sentence with the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error("the checkpoint {0} does not exist; name another with --ckpt")]
+    CheckpointMissing(PathBuf),
+    #[error("there is no checkpoint in {0}; put a .safetensors file there or name one with --ckpt")]
+    NoCheckpoint(PathBuf),
+    #[error("--execution-provider: {0}")]
+    ExecutionProvider(String),
+    #[error("port {port} of {host} is already in use; choose another with --port")]
+    PortInUse { host: String, port: u16 },
+    #[error("{host}:{port} cannot be bound: {source}")]
+    Bind {
+        host: String,
+        port: u16,
+        source: std::io::Error,
+    },
+    #[error("HTTPS cannot be served with {path}: {reason}")]
+    Tls { path: PathBuf, reason: String },
+    #[error("the server stopped: {0}")]
+    Serve(std::io::Error),
+}
+
+/// The server's parts, ready to answer.
+#[derive(Clone)]
+pub struct App {
+    server: Arc<Server>,
+}
+
+impl App {
+    /// Builds the server with the ONNX Runtime behind it. Checkpoints are loaded later.
+    ///
+    /// # Errors
+    /// When the data folder, the library or a checkpoint is missing.
+    pub fn build(config: Config) -> Result<Self, StartError> {
+        config.prepare_data_folder()?;
+        if let Some(path) = config
+            .folders
+            .checkpoint
+            .as_ref()
+            .filter(|path| !path.exists())
+        {
+            return Err(StartError::CheckpointMissing(path.clone()));
+        }
+        let catalogue = Arc::new(catalogue(&config.folders));
+        if catalogue.checkpoints().is_empty() {
+            let folder = config.folders.models.join("Stable-diffusion");
+            return Err(StartError::NoCheckpoint(folder));
+        }
+        let runtime = runtime(&config)?;
+        tracing::info!(library = %runtime.library().display(), "ONNX Runtime loaded");
+        let provider = Provider::new(
+            runtime,
+            Arc::clone(&catalogue),
+            ProviderConfig {
+                tower_folders: vec![config.folders.models.clone()],
+                memory_budget_bytes: memory_budget(&config.runtime),
+            },
+        );
+        let engine = Arc::new(Pipeline { provider });
+        Self::with_engine(config, engine, catalogue)
+    }
+
+    /// Builds the server around an engine of the caller's, for tests.
+    ///
+    /// # Errors
+    /// When the data folder cannot be written.
+    pub fn with_engine(
+        config: Config,
+        engine: Arc<dyn Engine>,
+        catalogue: Arc<Catalogue>,
+    ) -> Result<Self, StartError> {
+        config.prepare_data_folder()?;
+        let (settings, warning) =
+            Settings::load(&config.folders.options_file, config.freeze.clone());
+        if let Some(warning) = warning {
+            tracing::warn!("{warning}");
+        }
+        let server = Server {
+            settings,
+            jobs: Jobs::start(config.queue_limit, config.progress_bars),
+            engine,
+            catalogue,
+            styles: Arc::new(StyleFiles {
+                patterns: config.folders.styles.clone(),
+            }),
+            stop: Notify::new(),
+            started: Instant::now(),
+            config,
+        };
+        Ok(Self {
+            server: Arc::new(server),
+        })
+    }
+
+    /// The shared state, for [`http::configure`].
+    #[must_use]
+    pub fn server(&self) -> &Arc<Server> {
+        &self.server
+    }
+}
+
+/// Builds the server and answers requests until it is told to stop.
+///
+/// # Errors
+/// See [`StartError`].
+pub fn serve(config: Config) -> Result<(), StartError> {
+    let app = App::build(config)?;
+    let (listener, port) = bind(&app.server.config.server.binding)?;
+    actix_web::rt::System::new().block_on(run(app, listener, port))
+}
+
+/// Answers requests on a bound socket until a signal or a request ends it.
+///
+/// # Errors
+/// When HTTPS cannot be set up or the server fails.
+pub async fn run(app: App, listener: TcpListener, port: u16) -> Result<(), StartError> {
+    let server = Arc::clone(&app.server);
+    let for_workers = Arc::clone(&server);
+    let http = HttpServer::new(move || {
+        actix_web::App::new()
+            .wrap(from_fn(http::surround))
+            .configure(|config| http::configure(&for_workers, config))
+    })
+    .workers(2)
+    .keep_alive(Duration::from_secs(server.config.server.keep_alive_s))
+    .client_request_timeout(Duration::from_secs(60))
+    .h1_allow_half_closed(false)
+    .shutdown_timeout(u64::from(u32::MAX))
+    .disable_signals();
+    let http = match &server.config.server.tls {
+        Some(tls) => http.listen_rustls_0_23(listener, tls_config(tls)?),
+        None => http.listen(listener),
+    };
+    let running = http.map_err(StartError::Serve)?.run();
+    let handle = running.handle();
+    welcome(&server, port);
+    if server.config.runtime.load_at_start {
+        load_in_background(&server);
+    }
+    let answering = actix_web::rt::spawn(running);
+    stop_asked(&server).await;
+    server.jobs.close();
+    let stopping = actix_web::rt::spawn(async move { handle.stop(true).await });
+    tokio::select! {
+        _ = stopping => {}
+        () = signal() => tracing::warn!("stopped at once; the running job is lost"),
+    }
+    answering.abort();
+    Ok(())
+}
+
+async fn stop_asked(server: &Server) {
+    tokio::select! {
+        () = signal() => {}
+        () = server.stop.notified() => {}
+    }
+    tracing::info!(
+        "stopping: the running job is finished, waiting ones are refused; a second signal stops at once"
+    );
+}
+
+/// SIGINT or SIGTERM.
+async fn signal() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let (Ok(mut interrupt), Ok(mut terminate)) = (
+            signal(SignalKind::interrupt()),
+            signal(SignalKind::terminate()),
+        ) {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}
+
+fn load_in_background(server: &Arc<Server>) {
+    let server = Arc::clone(server);
+    actix_web::rt::spawn(async move {
+        let for_job = Arc::clone(&server);
+        let loaded = server
+            .jobs
+            .run(Ticket::default(), move |_| CurrentModel(&for_job).load())
+            .await;
+        if let Ok(Err(error)) = loaded {
+            tracing::error!(%error, "the checkpoint is not loaded; the first request will say so");
+        }
+    });
+}
+
+/// Says where the server answers and what to do next.
+fn welcome(server: &Server, port: u16) {
+    let config = &server.config.server;
+    let scheme = if config.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let host = match config.binding.host.as_str() {
+        "0.0.0.0" | "::" => "127.0.0.1",
+        host => host,
+    };
+    let address = format!("{scheme}://{host}:{port}");
+    let login = if config.logins.is_empty() {
+        ""
+    } else {
+        " -u USER:PASSWORD"
+    };
+    let text = format!(
+        "Ancestral answers at {address}\n\
+         \n\
+         Draw a picture into picture.png:\n\
+         \n  curl -s{login} {address}/sdapi/v1/txt2img -H 'Content-Type: application/json' \\\n    \
+         -d '{{\"prompt\": \"a red cube on a table\", \"steps\": 20}}' \\\n    \
+         | python3 -c 'import base64, json, sys; open(\"picture.png\", \"wb\").write(base64.b64decode(json.load(sys.stdin)[\"images\"][0]))'\n\n"
+    );
+    // Nobody may be reading; that is no reason to end.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = std::io::stdout().flush();
+    tracing::info!(elapsed_ms = server.started.elapsed().as_millis() as u64, %address, "ready");
+}
+
+/// Binds the port, or one of the next where none was asked for.
+fn bind(binding: &Binding) -> Result<(TcpListener, u16), StartError> {
+    let last = binding.port.saturating_add(binding.further_ports);
+    for port in binding.port..=last {
+        match TcpListener::bind((binding.host.as_str(), port)) {
+            Ok(listener) => {
+                let port = listener.local_addr().map_or(port, |address| address.port());
+                return Ok((listener, port));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+            Err(source) => {
+                return Err(StartError::Bind {
+                    host: binding.host.clone(),
+                    port,
+                    source,
+                });
+            }
+        }
+    }
+    Err(StartError::PortInUse {
+        host: binding.host.clone(),
+        port: last,
+    })
+}
+
+fn tls_config(tls: &Tls) -> Result<rustls::ServerConfig, StartError> {
+    let failed = |path: &Path, reason: String| StartError::Tls {
+        path: path.to_owned(),
+        reason,
+    };
+    let read =
+        |path: &Path| fs_err::read(path).map_err(|error| failed(path, error.kind().to_string()));
+    let certificates = rustls_pemfile::certs(&mut read(&tls.certificate)?.as_slice())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| failed(&tls.certificate, error.to_string()))?;
+    let key = rustls_pemfile::private_key(&mut read(&tls.key)?.as_slice())
+        .map_err(|error| failed(&tls.key, error.to_string()))?
+        .ok_or_else(|| failed(&tls.key, "it holds no private key".to_owned()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| {
+            builder
+                .with_no_client_auth()
+                .with_single_cert(certificates, key)
+        })
+        .map_err(|error| failed(&tls.certificate, error.to_string()))
+}
+
+/// The lists of models. The embedded model is there while the folders hold no checkpoint.
+fn catalogue(folders: &Folders) -> Catalogue {
+    let ckpt_dir = (folders.checkpoints.len() > 1).then(|| folders.checkpoints[0].clone());
+    let config = CatalogueConfig {
+        models_dir: folders.models.clone(),
+        ckpt_dir,
+        vae_dir: folders.vaes.get(1).cloned(),
+        extra_checkpoints: folders.checkpoint.iter().cloned().collect(),
+        hash_cache: Some(folders.data.join("cache").join("hashes.json")),
+    };
+    let catalogue = Catalogue::new(config.clone());
+    match embedded_model() {
+        Some(model) if catalogue.checkpoints().is_empty() => Catalogue::new(CatalogueConfig {
+            extra_checkpoints: vec![model],
+            ..config
+        }),
+        _ => catalogue,
+    }
+}
+
+/// The folder of the embedded model: beside the executable, or in the source it was built from.
+fn embedded_model() -> Option<PathBuf> {
+    let executable = std::env::current_exe().ok();
+    let beside = executable
+        .as_deref()
+        .and_then(Path::parent)
+        .map(|folder| folder.join("onnx"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("onnx");
+    beside.into_iter().chain([source]).find_map(|folder| {
+        let inner = fs_err::read_dir(&folder)
+            .ok()?
+            .filter_map(Result::ok)
+            .map(|entry| entry.path());
+        std::iter::once(folder.clone())
+            .chain(inner)
+            .find(|path| path.join("unet").is_dir())
+    })
+}
+
+fn runtime(config: &Config) -> Result<Runtime, StartError> {
+    let library = find_library(&LibrarySearch {
+        explicit: config.runtime.library.clone(),
+        data_dir: config.folders.data.clone(),
+        python_prefixes: Vec::new(),
+    })?;
+    let mut providers = config
+        .runtime
+        .execution_providers
+        .iter()
+        .map(|name| name.parse::<ExecutionProvider>())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(StartError::ExecutionProvider)?;
+    if providers.is_empty() {
+        providers = vec![
+            ExecutionProvider::Cuda,
+            ExecutionProvider::DirectMl,
+            ExecutionProvider::Cpu,
+        ];
+    }
+    let options = RuntimeOptions {
+        providers,
+        threads: config.runtime.threads.unwrap_or(0),
+        device_id: config.runtime.device_id,
+    };
+    Ok(Runtime::load(&library, options)?)
+}
+
+/// Half of the machine's memory unless a flag says otherwise.
+fn memory_budget(config: &RuntimeConfig) -> u64 {
+    const FALLBACK_BYTES: u64 = 8 << 30;
+    config.model_memory_bytes.unwrap_or_else(|| {
+        let total_kib = fs_err::read_to_string("/proc/meminfo")
+            .ok()
+            .and_then(|text| {
+                let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+                line.split_whitespace().nth(1)?.parse::<u64>().ok()
+            });
+        total_kib.map_or(FALLBACK_BYTES, |kib| kib * 1024 / 2)
+    })
+}
+
+/// The pipeline over checkpoints that the ONNX Runtime runs.
+struct Pipeline {
+    provider: Provider,
+}
+
+impl Engine for Pipeline {
+    fn generate(
+        &self,
+        params: &GenerationParams,
+        control: &dyn JobControl,
+    ) -> Result<GenerationResult, GenerateError> {
+        generate(params, &self.provider, control)
+    }
+
+    fn extras(
+        &self,
+        params: &ExtrasParams,
+        control: &dyn JobControl,
+    ) -> Result<ExtrasResult, GenerateError> {
+        extras(params, &BuiltInUpscalers, None, control)
+    }
+
+    fn load(&self, request: &ModelRequest) -> Result<(), GenerateError> {
+        self.provider
+            .load(request)
+            .map(|_| ())
+            .map_err(GenerateError::Load)
+    }
+
+    fn unload(&self) {
+        self.provider.unload_all();
+    }
+}
+
+/// The styles of `styles.csv`, read when somebody asks.
+struct StyleFiles {
+    /// Files; the last part may hold `*` and `?`.
+    patterns: Vec<PathBuf>,
+}
+
+impl StyleBook for StyleFiles {
+    fn styles(&self) -> Vec<StyleRow> {
+        let files: Vec<PathBuf> = self
+            .patterns
+            .iter()
+            .flat_map(|pattern| expand(pattern))
+            .collect();
+        let mut rows: Vec<StyleRow> = Vec::new();
+        for file in &files {
+            let Ok(text) = fs_err::read_to_string(file) else {
+                continue;
+            };
+            let styles = match parse_styles_csv(&text) {
+                Ok(styles) => styles,
+                Err(error) => {
+                    tracing::warn!(file = %file.display(), %error, "the styles are not used");
+                    continue;
+                }
+            };
+            if files.len() > 1 {
+                let stem = file
+                    .file_stem()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .to_uppercase();
+                rows.push(StyleRow {
+                    name: format!("{:-^40}", format!(" {stem} ")),
+                    prompt: String::new(),
+                    negative_prompt: String::new(),
+                    divider: true,
+                });
+            }
+            for style in styles {
+                let row = StyleRow {
+                    name: style.name,
+                    prompt: style.prompt,
+                    negative_prompt: style.negative_prompt,
+                    divider: false,
+                };
+                match rows
+                    .iter_mut()
+                    .find(|known| known.name == row.name && !known.divider)
+                {
+                    Some(known) => *known = row,
+                    None => rows.push(row),
+                }
+            }
+        }
+        rows
+    }
+}
+
+/// The files that a pattern means, in order.
+fn expand(pattern: &Path) -> Vec<PathBuf> {
+    let name = pattern.file_name().unwrap_or_default().to_string_lossy();
+    if !name.contains(['*', '?']) {
+        return vec![pattern.to_owned()];
+    }
+    let expression = regex::escape(&name)
+        .replace(r"\*", ".*")
+        .replace(r"\?", ".");
+    let Ok(matcher) = regex::Regex::new(&format!("^{expression}$")) else {
+        return Vec::new();
+    };
+    let folder = pattern.parent().unwrap_or(Path::new("."));
+    let mut files: Vec<PathBuf> = fs_err::read_dir(folder)
+        .map(|entries| {
+            entries
+                .filter_map(Result::ok)
+                .map(|entry| entry.path())
+                .collect()
+        })
+        .unwrap_or_default();
+    files.retain(|file| matcher.is_match(&file.file_name().unwrap_or_default().to_string_lossy()));
+    files.sort();
+    files
+}
+
+/// `ancestral export CHECKPOINT DIR`
+///
+/// # Errors
+/// When the checkpoint cannot be read or the folder not be written.
+pub fn export(checkpoint: &Path, folder: &Path, half: bool, config: &Config) -> anyhow::Result<()> {
+    let _ = (half, config);
+    anyhow::bail!(
+        "{} cannot be exported into {}: not connected yet",
+        checkpoint.display(),
+        folder.display()
+    )
+}
+
+/// `ancestral inspect FILE`
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn inspect(file: &Path) -> anyhow::Result<()> {
+    anyhow::bail!("{} cannot be inspected: not connected yet", file.display())
+}

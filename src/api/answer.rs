@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::info::info_text;
 use super::{ApiError, Body};
 use crate::config::Options;
+use crate::imaging::{Decoded, ImageFormat, decode_base64, encode_jpeg, encode_png, encode_webp};
 use crate::pipeline::{GenerationResult, Picture};
 
 /// The body of the answer. `encoding` are the options as they are outside of the job: A1111 encodes
@@ -54,7 +55,8 @@ pub fn encode_images(
         .collect()
 }
 
-/// One picture in the format of the option `samples_format`, as base64.
+/// One picture in the format of the option `samples_format`, as base64. PNG carries all `texts`, the
+/// others the one called `parameters`.
 ///
 /// # Errors
 /// See [`generation_answer`].
@@ -63,19 +65,33 @@ pub fn encode_picture(
     texts: &[(&str, &str)],
     options: &Options,
 ) -> Result<String, ApiError> {
-    let _ = options;
-    let mut bytes = Vec::new();
-    let rgba = picture.to_rgb8();
-    let mut encoder = png::Encoder::new(&mut bytes, rgba.width(), rgba.height());
-    encoder.set_color(png::ColorType::Rgb);
-    for (keyword, text) in texts {
-        let _ = encoder.add_itxt_chunk((*keyword).to_owned(), (*text).to_owned());
-    }
-    let written = encoder
-        .write_header()
-        .and_then(|mut writer| writer.write_image_data(&rgba));
-    written.map_err(|error| ApiError::unexpected("ValueError", error.to_string()))?;
+    let Some(format) = ImageFormat::from_option(options.text("samples_format")) else {
+        return Err(ApiError::http(500, "Invalid image format"));
+    };
+    let comment = texts
+        .iter()
+        .find(|(keyword, _)| *keyword == "parameters")
+        .map_or("", |(_, text)| text);
+    let quality = options.i64("jpeg_quality").clamp(1, 100) as u8;
+    let bytes = match format {
+        ImageFormat::Png => encode_png(picture, texts),
+        ImageFormat::Jpeg => encode_jpeg(picture, quality, comment),
+        ImageFormat::Webp => encode_webp(picture, quality, false, comment),
+    };
+    let bytes = bytes.map_err(|error| ApiError::unexpected("OSError", error.to_string()))?;
     Ok(STANDARD.encode(bytes))
+}
+
+/// A picture without text as base64, or as a `data:` URL's content, in a named format.
+///
+/// # Errors
+/// See [`generation_answer`].
+pub fn preview_url(picture: &Picture, format: &str) -> Result<String, ApiError> {
+    let mut options = Options::default();
+    options.set("samples_format", json!(format));
+    options.set("jpeg_quality", json!(80));
+    let content = encode_picture(picture, &[], &options)?;
+    Ok(format!("data:image/{format};base64,{content}"))
 }
 
 /// Decodes a picture of a request.
@@ -83,15 +99,21 @@ pub fn encode_picture(
 /// # Errors
 /// A1111's `Invalid encoded image`, or its refusals of addresses.
 pub fn decode_picture(text: &str, options: &Options) -> Result<Picture, ApiError> {
+    decode_file(text, options).map(|decoded| decoded.picture)
+}
+
+/// Decodes a picture of a request with what its file says about it.
+///
+/// # Errors
+/// See [`decode_picture`].
+pub fn decode_file(text: &str, options: &Options) -> Result<Decoded, ApiError> {
     if text.starts_with("http://") || text.starts_with("https://") {
         return Err(refuse_address(options));
     }
-    let bytes = STANDARD
-        .decode(text.trim())
-        .map_err(|_| ApiError::invalid_image())?;
-    image::load_from_memory(&bytes).map_err(|_| ApiError::invalid_image())
+    decode_base64(text).map_err(|_| ApiError::invalid_image())
 }
 
+/// Pictures are never fetched: the server makes no connections of its own.
 fn refuse_address(options: &Options) -> ApiError {
     if options.bool("api_enable_requests") {
         ApiError::http(500, "Request to local resource not allowed")

@@ -12,6 +12,7 @@ use super::{ApiError, Field, FieldError, Kind};
 pub struct Body {
     fields: Map<String, Value>,
     sent: Vec<&'static str>,
+    schema: &'static [Field],
 }
 
 impl Body {
@@ -32,6 +33,20 @@ impl Body {
         if let Some(slot) = self.fields.get_mut(name) {
             *slot = value;
         }
+    }
+
+    /// Replaces a value after fitting it to the field's type. A name that is no field is passed over.
+    ///
+    /// # Errors
+    /// A validation answer where the value does not fit.
+    pub fn set_coerced(&mut self, name: &str, value: Value) -> Result<(), ApiError> {
+        let Some(field) = self.schema.iter().find(|field| field.name == name) else {
+            return Ok(());
+        };
+        let place = [json!("body"), json!(name)];
+        let value = field.coerce(value, &place).map_err(ApiError::Validation)?;
+        self.set(name, value);
+        Ok(())
     }
 
     /// The value of a field, null where it is missing.
@@ -98,7 +113,7 @@ impl Body {
 pub fn read_body(
     content_type: Option<&str>,
     bytes: &[u8],
-    schema: &[Field],
+    schema: &'static [Field],
 ) -> Result<Body, ApiError> {
     let place = [json!("body")];
     let value = read_json(content_type, bytes)?;
@@ -107,14 +122,18 @@ pub fn read_body(
         return Err(ApiError::Validation(vec![error]));
     }
     let (fields, sent) = coerce_object(value, schema, &place).map_err(ApiError::Validation)?;
-    Ok(Body { fields, sent })
+    Ok(Body {
+        fields,
+        sent,
+        schema,
+    })
 }
 
 /// The JSON value of a body; null where there is none.
 ///
 /// # Errors
 /// See [`read_body`].
-pub(crate) fn read_json(content_type: Option<&str>, bytes: &[u8]) -> Result<Value, ApiError> {
+pub fn read_json(content_type: Option<&str>, bytes: &[u8]) -> Result<Value, ApiError> {
     if bytes.is_empty() {
         return Ok(Value::Null);
     }

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Number, Value};
 
+use super::infotext_field::{Target, apply_infotext};
 use super::resolve::common_params;
 use super::scripts::{IMG2IMG_SCRIPTS, check_alwayson, check_script_name};
 use super::{ApiError, Body, ResolveContext, Resolved};
@@ -15,6 +16,7 @@ pub fn resolve_img2img(mut body: Body, context: &ResolveContext<'_>) -> Result<R
     if body.value("init_images").is_null() {
         return Err(ApiError::http(404, "Init image not found"));
     }
+    apply_infotext(&mut body, context, Target::Img2Img)?;
     check_script_name(IMG2IMG_SCRIPTS, body.text("script_name"))?;
     let arguments = match body.object("alwayson_scripts") {
         Some(entries) => check_alwayson(IMG2IMG_SCRIPTS, entries)?,

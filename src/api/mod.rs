@@ -6,26 +6,33 @@
 mod answer;
 mod body;
 mod error;
+mod extras;
 mod field;
 mod img2img;
 mod info;
+mod infotext_field;
 mod json;
+mod openapi;
+mod png_info;
 mod resolve;
 mod sampler_choice;
 mod schema;
 mod scripts;
 mod txt2img;
 
-pub use answer::{encode_images, generation_answer};
-pub use body::{Body, query_bool, read_body};
+pub use answer::{decode_file, encode_picture, generation_answer, preview_url};
+pub use body::{Body, query_bool, read_body, read_json};
 pub use error::{ApiError, FieldError};
+pub use extras::{ExtrasRequest, extras_answer, resolve_extras};
 pub use field::{Field, Kind};
 pub use img2img::resolve_img2img;
 pub use json::{JsonError, parse_json};
-pub use resolve::{CheckpointNames, NoStyles, ResolveContext, Resolved, StyleTexts};
+pub use openapi::openapi_document;
+pub use png_info::png_info_answer;
+pub use resolve::{CheckpointNames, NoStyles, ResolveContext, Resolved, StyleBook, StyleRow};
 pub use sampler_choice::{SamplerChoice, choose_sampler};
 pub use schema::{
     EXTRAS_BATCH, EXTRAS_SINGLE, IMG2IMG, INTERNAL_PROGRESS, INTERROGATE, PNG_INFO, Schema, TXT2IMG,
 };
-pub use scripts::{ScriptTitles, check_alwayson, check_script_name};
+pub use scripts::{script_info, script_names};
 pub use txt2img::resolve_txt2img;

@@ -14,19 +14,29 @@ pub trait CheckpointNames: Send + Sync {
     fn is_alias(&self, name: &str) -> bool;
 }
 
+/// One row of the styles files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StyleRow {
+    pub name: String,
+    pub prompt: String,
+    pub negative_prompt: String,
+    /// A heading between two files, which is no style.
+    pub divider: bool,
+}
+
 /// Knows the styles.
-pub trait StyleTexts: Send + Sync {
-    /// Prompt and negative prompt of a style.
-    fn texts(&self, name: &str) -> Option<(String, String)>;
+pub trait StyleBook: Send + Sync {
+    /// All rows, headings included, in A1111's order.
+    fn styles(&self) -> Vec<StyleRow>;
 }
 
 /// No style exists.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoStyles;
 
-impl StyleTexts for NoStyles {
-    fn texts(&self, _name: &str) -> Option<(String, String)> {
-        None
+impl StyleBook for NoStyles {
+    fn styles(&self) -> Vec<StyleRow> {
+        Vec::new()
     }
 }
 
@@ -35,7 +45,7 @@ pub struct ResolveContext<'a> {
     /// The options at this moment.
     pub options: Options,
     pub checkpoints: &'a dyn CheckpointNames,
-    pub styles: &'a dyn StyleTexts,
+    pub styles: &'a dyn StyleBook,
     /// The noise source `GPU` means the CPU generator (`--use-cpu all`).
     pub noise_on_cpu: bool,
 }
@@ -113,10 +123,7 @@ pub(super) fn common_params(
         .filter_map(Value::as_str)
         .map(str::to_owned)
         .collect();
-    let style_texts = styles
-        .iter()
-        .map(|name| context.styles.texts(name).unwrap_or_default())
-        .collect();
+    let style_texts = style_texts(&styles, context.styles);
     Ok(GenerationParams {
         prompt: required_text(body, "prompt")?,
         negative_prompt: required_text(body, "negative_prompt")?,
@@ -157,6 +164,21 @@ pub(super) fn common_params(
         noise_generator: noise_generator(&options, context.noise_on_cpu),
         options: Arc::new(options),
     })
+}
+
+/// Prompt and negative prompt of every style; an unknown one has none.
+fn style_texts(names: &[String], book: &dyn StyleBook) -> Vec<(String, String)> {
+    if names.is_empty() {
+        return Vec::new();
+    }
+    let rows = book.styles();
+    let texts = |name: &String| {
+        rows.iter()
+            .find(|row| row.name == *name && !row.divider)
+            .map(|row| (row.prompt.clone(), row.negative_prompt.clone()))
+            .unwrap_or_default()
+    };
+    names.iter().map(texts).collect()
 }
 
 /// The options of this job. A checkpoint that does not exist is taken out of the request, as A1111 does.

@@ -2,19 +2,21 @@
 //!
 //! Follows A1111 v1.10.1's checks before a job is queued. Titles match in any letter case.
 
-use serde_json::{Map, Value};
+use std::sync::LazyLock;
+
+use serde_json::{Map, Value, json};
 
 use super::ApiError;
 
 /// The titles of the scripts of one tab (txt2img or img2img).
 #[derive(Debug, Clone, Copy)]
-pub struct ScriptTitles {
-    pub selectable: &'static [&'static str],
-    pub always_on: &'static [&'static str],
+pub(super) struct ScriptTitles {
+    pub(super) selectable: &'static [&'static str],
+    pub(super) always_on: &'static [&'static str],
 }
 
 /// Scripts of txt2img that this server has.
-pub const TXT2IMG_SCRIPTS: ScriptTitles = ScriptTitles {
+pub(super) const TXT2IMG_SCRIPTS: ScriptTitles = ScriptTitles {
     selectable: &[],
     always_on: &[
         "Extra options",
@@ -27,7 +29,7 @@ pub const TXT2IMG_SCRIPTS: ScriptTitles = ScriptTitles {
 };
 
 /// Scripts of img2img that this server has.
-pub const IMG2IMG_SCRIPTS: ScriptTitles = ScriptTitles {
+pub(super) const IMG2IMG_SCRIPTS: ScriptTitles = ScriptTitles {
     selectable: &[],
     always_on: &[
         "Extra options",
@@ -39,6 +41,60 @@ pub const IMG2IMG_SCRIPTS: ScriptTitles = ScriptTitles {
         "Seed",
     ],
 };
+
+/// Every script of A1111 with its arguments, txt2img first; `title` is for looking up here.
+static SCRIPT_INFO: LazyLock<Vec<Map<String, Value>>> = LazyLock::new(|| {
+    serde_json::from_str(include_str!("script-info.json"))
+        .expect("the embedded table is well formed")
+});
+
+/// The body of `GET /sdapi/v1/script-info`: the scripts that this server has.
+#[must_use]
+pub fn script_info() -> Value {
+    SCRIPT_INFO
+        .iter()
+        .filter(|script| {
+            let titles = titles_of(script.get("is_img2img") == Some(&Value::Bool(true)));
+            let name = script.get("name").and_then(Value::as_str).unwrap_or("");
+            holds(titles.selectable, name) || holds(titles.always_on, name)
+        })
+        .map(|script| {
+            let mut shown = script.clone();
+            shown.shift_remove("title");
+            Value::Object(shown)
+        })
+        .collect()
+}
+
+/// The body of `GET /sdapi/v1/scripts`: selectable scripts, then always-on ones. A1111 writes the
+/// names in lower case, but for `Hypertile`, and does not list `Comments`.
+#[must_use]
+pub fn script_names() -> Value {
+    let names = |titles: ScriptTitles| -> Vec<String> {
+        let listed = titles
+            .always_on
+            .iter()
+            .filter(|title| **title != "Comments");
+        titles
+            .selectable
+            .iter()
+            .chain(listed)
+            .map(|title| match *title {
+                "Hypertile" => "Hypertile".to_owned(),
+                other => other.to_lowercase(),
+            })
+            .collect()
+    };
+    json!({"txt2img": names(TXT2IMG_SCRIPTS), "img2img": names(IMG2IMG_SCRIPTS)})
+}
+
+fn titles_of(img2img: bool) -> ScriptTitles {
+    if img2img {
+        IMG2IMG_SCRIPTS
+    } else {
+        TXT2IMG_SCRIPTS
+    }
+}
 
 fn holds(titles: &[&str], title: &str) -> bool {
     let title = title.to_lowercase();
@@ -53,7 +109,7 @@ fn not_found(title: &str) -> ApiError {
 ///
 /// # Errors
 /// 422 for an unknown or always-on title.
-pub fn check_script_name(titles: ScriptTitles, name: Option<&str>) -> Result<(), ApiError> {
+pub(super) fn check_script_name(titles: ScriptTitles, name: Option<&str>) -> Result<(), ApiError> {
     match name {
         None | Some("") => Ok(()),
         Some(name) if holds(titles.selectable, name) => Ok(()),
@@ -68,7 +124,7 @@ pub fn check_script_name(titles: ScriptTitles, name: Option<&str>) -> Result<(),
 ///
 /// # Errors
 /// 422 for an unknown or selectable title, A1111's TypeError for an entry that holds nothing.
-pub fn check_alwayson(
+pub(super) fn check_alwayson(
     titles: ScriptTitles,
     entries: &Map<String, Value>,
 ) -> Result<Map<String, Value>, ApiError> {

@@ -1,5 +1,6 @@
 //! From the fields of `POST /sdapi/v1/txt2img` to pipeline parameters.
 
+use super::infotext_field::{Target, apply_infotext};
 use super::resolve::common_params;
 use super::scripts::{TXT2IMG_SCRIPTS, check_alwayson, check_script_name};
 use super::{ApiError, Body, ResolveContext, Resolved};
@@ -10,6 +11,7 @@ use crate::pipeline::HiresParams;
 /// # Errors
 /// A1111's answer to an unknown script or an unusable value.
 pub fn resolve_txt2img(mut body: Body, context: &ResolveContext<'_>) -> Result<Resolved, ApiError> {
+    apply_infotext(&mut body, context, Target::Txt2Img)?;
     check_script_name(TXT2IMG_SCRIPTS, body.text("script_name"))?;
     if let Some(entries) = body.object("alwayson_scripts") {
         check_alwayson(TXT2IMG_SCRIPTS, entries)?;

@@ -82,7 +82,14 @@ const OWN_FLAGS: &[OwnFlag] = &[
 /// Why a command line was refused, or `--help` and `--version`, which clap treats alike.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct FlagError(#[from] pub clap::Error);
+pub struct FlagError(#[from] clap::Error);
+
+impl FlagError {
+    /// Prints the message and ends the process, with status 0 for `--help` and `--version`.
+    pub fn exit(&self) -> ! {
+        self.0.exit()
+    }
+}
 
 /// A parsed command line.
 #[derive(Debug, Clone)]

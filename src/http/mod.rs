@@ -1,1 +1,49 @@
-//! Routes, extractors, authentication, CORS and error bodies. May use api, jobs, catalogue and config; the only room that names actix.
+//! Routes, extractors, authentication, CORS and error bodies. May use api, jobs, catalogue and config;
+//! the only room that names actix.
+//!
+//! Follows A1111 v1.10.1's HTTP surface. Handlers never compute: what takes time goes through the queue.
+
+mod cors;
+mod current_model;
+mod edge;
+mod extras;
+mod fallback;
+mod generation;
+mod internal;
+mod lists;
+mod login;
+mod options;
+mod page;
+mod quirks;
+mod respond;
+mod routes;
+mod server_control;
+mod state;
+mod training;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use crate::api::StyleBook;
+use crate::catalogue::Catalogue;
+use crate::config::{Config, Settings};
+use crate::jobs::{Engine, Jobs};
+
+pub use current_model::CurrentModel;
+pub use edge::surround;
+pub use routes::{Known, configure};
+
+/// Everything that handlers share.
+pub struct Server {
+    pub config: Config,
+    pub settings: Settings,
+    pub jobs: Jobs,
+    pub engine: Arc<dyn Engine>,
+    pub catalogue: Arc<Catalogue>,
+    pub styles: Arc<dyn StyleBook>,
+    /// Somebody asked the process to end.
+    pub stop: Notify,
+    pub started: Instant,
+}

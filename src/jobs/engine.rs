@@ -1,9 +1,8 @@
 //! Whoever carries out generations; the server's is in `app`, tests bring their own.
 
-use std::sync::Arc;
-
 use crate::pipeline::{
-    GenerateError, GenerationParams, GenerationResult, JobControl, ModelProvider, generate,
+    ExtrasParams, ExtrasResult, GenerateError, GenerationParams, GenerationResult, JobControl,
+    ModelRequest,
 };
 
 /// Carries out jobs, on the queue's thread only.
@@ -17,15 +16,23 @@ pub trait Engine: Send + Sync {
         params: &GenerationParams,
         control: &dyn JobControl,
     ) -> Result<GenerationResult, GenerateError>;
-}
 
-/// The pipeline over loaded checkpoints.
-impl Engine for Arc<dyn ModelProvider> {
-    fn generate(
+    /// Upscales and repairs finished pictures.
+    ///
+    /// # Errors
+    /// See [`GenerateError`].
+    fn extras(
         &self,
-        params: &GenerationParams,
+        params: &ExtrasParams,
         control: &dyn JobControl,
-    ) -> Result<GenerationResult, GenerateError> {
-        generate(params, self.as_ref(), control)
-    }
+    ) -> Result<ExtrasResult, GenerateError>;
+
+    /// Loads a checkpoint ahead of the next job.
+    ///
+    /// # Errors
+    /// When there is none or it cannot be loaded.
+    fn load(&self, request: &ModelRequest) -> Result<(), GenerateError>;
+
+    /// Gives the memory of loaded checkpoints back.
+    fn unload(&self);
 }

@@ -1,0 +1,108 @@
+//! Extras, `png-info` and `interrogate`.
+
+use std::sync::Arc;
+
+use actix_web::{HttpRequest, web};
+
+use super::Server;
+use super::quirks::read_json_without_content_type;
+use super::respond::{Answer, json};
+use crate::api::{
+    ApiError, EXTRAS_BATCH, EXTRAS_SINGLE, ExtrasRequest, INTERROGATE, PNG_INFO, Schema,
+    decode_file, extras_answer, png_info_answer, resolve_extras,
+};
+use crate::jobs::Ticket;
+use crate::pipeline::JobControl as _;
+
+/// `POST /sdapi/v1/extra-single-image`
+pub(super) async fn single(
+    server: web::Data<Server>,
+    request: HttpRequest,
+    bytes: web::Bytes,
+) -> Answer {
+    extras(
+        server,
+        &request,
+        &bytes,
+        EXTRAS_SINGLE,
+        ExtrasRequest::Single,
+    )
+    .await
+}
+
+/// `POST /sdapi/v1/extra-batch-images`
+pub(super) async fn batch(
+    server: web::Data<Server>,
+    request: HttpRequest,
+    bytes: web::Bytes,
+) -> Answer {
+    extras(server, &request, &bytes, EXTRAS_BATCH, ExtrasRequest::Batch).await
+}
+
+async fn extras(
+    server: web::Data<Server>,
+    request: &HttpRequest,
+    bytes: &[u8],
+    schema: Schema,
+    kind: ExtrasRequest,
+) -> Answer {
+    let body = read_json_without_content_type(request, bytes, schema)?;
+    let options = server.settings.snapshot();
+    let for_job = Arc::clone(&server);
+    let ticket = Ticket {
+        job: Some("extras"),
+        task: None,
+    };
+    let work = move |board: &crate::jobs::Board| {
+        board.set_job_count(1);
+        let params = resolve_extras(kind, &body, &options)?;
+        let result = for_job.engine.extras(&params, board)?;
+        for comment in &result.comments {
+            tracing::warn!(comment, "extras");
+        }
+        extras_answer(kind, &result, &options)
+    };
+    let answer = server.jobs.run::<_, ApiError>(ticket, work).await??;
+    Ok(json(&answer))
+}
+
+/// `POST /sdapi/v1/png-info`
+pub(super) async fn png_info(
+    server: web::Data<Server>,
+    request: HttpRequest,
+    bytes: web::Bytes,
+) -> Answer {
+    let body = read_json_without_content_type(&request, &bytes, PNG_INFO)?;
+    let work = move || {
+        let options = server.settings.snapshot();
+        png_info_answer(&body, &options, server.styles.as_ref())
+    };
+    let answer = web::block(work)
+        .await
+        .map_err(|error| ApiError::unexpected("RuntimeError", error.to_string()))??;
+    Ok(json(&answer))
+}
+
+/// `POST /sdapi/v1/interrogate`: no captioning model is there, which A1111 tells in its own ways.
+pub(super) async fn interrogate(
+    server: web::Data<Server>,
+    request: HttpRequest,
+    bytes: web::Bytes,
+) -> Answer {
+    let body = read_json_without_content_type(&request, &bytes, INTERROGATE)?;
+    let options = server.settings.snapshot();
+    let image = body.text("image").unwrap_or("");
+    if image.is_empty() {
+        return Err(ApiError::invalid_image());
+    }
+    decode_file(image, &options)?;
+    match body.text("model") {
+        // A failure inside the captioner answers 200 there, with this as the caption.
+        Some("clip") => Ok(json(&serde_json::json!({"caption": "<error>"}))),
+        Some("deepdanbooru") => Err(ApiError::unexpected(
+            "FileNotFoundError",
+            "there is no tagger in models/torch_deepdanbooru",
+        )),
+        _ => Err(ApiError::http(404, "Model not found")),
+    }
+}

@@ -1,0 +1,214 @@
+//! What exists: samplers, schedulers, checkpoints and other models, styles, scripts; and the requests to
+//! look again.
+
+use std::sync::Arc;
+
+use actix_web::{HttpResponse, web};
+use serde_json::{Value, json};
+
+use super::Server;
+use super::respond::{Answer, json as json_answer, null};
+use crate::api;
+use crate::imaging::LATENT_UPSCALE_MODES;
+use crate::jobs::Ticket;
+use crate::pipeline::{sampler_names, scheduler_names};
+
+fn list(items: impl Iterator<Item = Value>) -> HttpResponse {
+    json_answer(&items.collect())
+}
+
+/// `GET /sdapi/v1/samplers`
+pub(super) async fn samplers() -> HttpResponse {
+    list(sampler_names().map(|sampler| {
+        let mut options = serde_json::Map::new();
+        if let Some(scheduler) = sampler.default_scheduler {
+            options.insert("scheduler".to_owned(), json!(scheduler));
+        }
+        for (key, value) in sampler.options {
+            options.insert((*key).to_owned(), json!(value));
+        }
+        json!({"name": sampler.name, "aliases": sampler.aliases, "options": options})
+    }))
+}
+
+/// `GET /sdapi/v1/schedulers`
+pub(super) async fn schedulers() -> HttpResponse {
+    list(scheduler_names().map(|scheduler| {
+        let aliases = (!scheduler.aliases.is_empty()).then_some(scheduler.aliases);
+        json!({
+            "name": scheduler.name,
+            "label": scheduler.label,
+            "aliases": aliases,
+            "default_rho": scheduler.default_rho,
+            "need_inner_model": scheduler.need_inner_model,
+        })
+    }))
+}
+
+/// `GET /sdapi/v1/upscalers`: those that work here.
+pub(super) async fn upscalers() -> HttpResponse {
+    let built_in = |name: &str| {
+        json!({
+            "name": name,
+            "model_name": null,
+            "model_path": null,
+            "model_url": null,
+            "scale": 4.0,
+        })
+    };
+    list(["None", "Lanczos", "Nearest"].into_iter().map(built_in))
+}
+
+/// `GET /sdapi/v1/latent-upscale-modes`
+pub(super) async fn latent_upscale_modes() -> HttpResponse {
+    list(
+        LATENT_UPSCALE_MODES
+            .iter()
+            .map(|(name, _)| json!({"name": name})),
+    )
+}
+
+/// `GET /sdapi/v1/sd-models`
+pub(super) async fn checkpoints(server: web::Data<Server>) -> HttpResponse {
+    list(server.catalogue.checkpoints().iter().map(|checkpoint| {
+        json!({
+            "title": checkpoint.title(),
+            "model_name": checkpoint.model_name,
+            "hash": checkpoint.short_hash(),
+            "sha256": checkpoint.sha256,
+            "filename": checkpoint.path.display().to_string(),
+            "config": checkpoint.config_file().map(|path| path.display().to_string()),
+        })
+    }))
+}
+
+/// `GET /sdapi/v1/sd-vae`
+pub(super) async fn vaes(server: web::Data<Server>) -> HttpResponse {
+    list(
+        server
+            .catalogue
+            .vaes()
+            .iter()
+            .map(|vae| json!({"model_name": vae.name, "filename": vae.path.display().to_string()})),
+    )
+}
+
+/// `GET /sdapi/v1/hypernetworks`
+pub(super) async fn hypernetworks() -> HttpResponse {
+    list(std::iter::empty())
+}
+
+/// `GET /sdapi/v1/face-restorers`
+pub(super) async fn face_restorers() -> HttpResponse {
+    let item = |name: &str| json!({"name": name, "cmd_dir": null});
+    list(["CodeFormer", "GFPGAN"].into_iter().map(item))
+}
+
+/// `GET /sdapi/v1/realesrgan-models`: the models A1111 knows, with where their authors offer them.
+pub(super) async fn realesrgan_models() -> HttpResponse {
+    const BASE: &str = "https://github.com/xinntao/Real-ESRGAN/releases/download";
+    let models = [
+        (
+            "R-ESRGAN General 4xV3",
+            "v0.2.5.0/realesr-general-x4v3.pth",
+            4,
+        ),
+        (
+            "R-ESRGAN General WDN 4xV3",
+            "v0.2.5.0/realesr-general-wdn-x4v3.pth",
+            4,
+        ),
+        (
+            "R-ESRGAN AnimeVideo",
+            "v0.2.5.0/realesr-animevideov3.pth",
+            4,
+        ),
+        ("R-ESRGAN 4x+", "v0.1.0/RealESRGAN_x4plus.pth", 4),
+        (
+            "R-ESRGAN 4x+ Anime6B",
+            "v0.2.2.4/RealESRGAN_x4plus_anime_6B.pth",
+            4,
+        ),
+        ("R-ESRGAN 2x+", "v0.2.1/RealESRGAN_x2plus.pth", 2),
+    ];
+    list(models.into_iter().map(|(name, file, scale)| {
+        json!({"name": name, "path": format!("{BASE}/{file}"), "scale": scale})
+    }))
+}
+
+/// `GET /sdapi/v1/prompt-styles`
+pub(super) async fn styles(server: web::Data<Server>) -> HttpResponse {
+    list(server.styles.styles().into_iter().map(|row| {
+        let text = |text: String| {
+            if row.divider {
+                Value::Null
+            } else {
+                json!(text)
+            }
+        };
+        json!({
+            "name": row.name,
+            "prompt": text(row.prompt),
+            "negative_prompt": text(row.negative_prompt),
+        })
+    }))
+}
+
+/// `GET /sdapi/v1/embeddings`
+pub(super) async fn embeddings() -> HttpResponse {
+    json_answer(&json!({"loaded": {}, "skipped": {}}))
+}
+
+/// `GET /sdapi/v1/scripts`
+pub(super) async fn scripts() -> HttpResponse {
+    json_answer(&api::script_names())
+}
+
+/// `GET /sdapi/v1/script-info`
+pub(super) async fn script_info() -> HttpResponse {
+    json_answer(&api::script_info())
+}
+
+/// `GET /sdapi/v1/extensions`: there are none.
+pub(super) async fn extensions() -> HttpResponse {
+    list(std::iter::empty())
+}
+
+/// `GET /sdapi/v1/loras`
+pub(super) async fn loras() -> HttpResponse {
+    list(std::iter::empty())
+}
+
+/// `POST /sdapi/v1/refresh-checkpoints`
+pub(super) async fn refresh_checkpoints(server: web::Data<Server>) -> Answer {
+    in_turn(&server, |server| server.catalogue.refresh_checkpoints()).await
+}
+
+/// `POST /sdapi/v1/refresh-vae`
+pub(super) async fn refresh_vaes(server: web::Data<Server>) -> Answer {
+    in_turn(&server, |server| server.catalogue.refresh_vaes()).await
+}
+
+/// `POST /sdapi/v1/refresh-embeddings`
+pub(super) async fn refresh_embeddings(server: web::Data<Server>) -> Answer {
+    in_turn(&server, |_| ()).await
+}
+
+/// `POST /sdapi/v1/refresh-loras`
+pub(super) async fn refresh_loras() -> HttpResponse {
+    null()
+}
+
+/// Looks again when the queue allows, as A1111 does.
+async fn in_turn(
+    server: &web::Data<Server>,
+    look: impl FnOnce(&Server) + Send + 'static,
+) -> Answer {
+    let for_job = Arc::clone(server);
+    let work = move |_: &crate::jobs::Board| {
+        look(&for_job);
+        Ok::<_, api::ApiError>(())
+    };
+    server.jobs.run(Ticket::default(), work).await??;
+    Ok(null())
+}
