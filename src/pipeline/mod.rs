@@ -5,6 +5,8 @@ mod control;
 mod error;
 mod extras;
 mod generate;
+mod hires_target;
+mod job_text;
 mod model;
 mod params;
 mod sampler_names;
@@ -21,3 +23,6 @@ pub use model::{Cause, Family, Model, ModelProvider, ModelRequest, Posterior, Pr
 pub use params::*;
 pub use sampler_names::{SamplerName, SchedulerName, sampler_names, scheduler_names};
 pub use upscalers::{BuiltInUpscalers, FoundUpscaler, Tiling, UpscalerNetwork, UpscalerProvider};
+
+/// The version that answers and infotexts name: the one whose behaviour is mirrored.
+pub const A1111_VERSION: &str = "v1.10.1";
