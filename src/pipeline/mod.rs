@@ -7,6 +7,8 @@ mod extras;
 mod generate;
 mod hires_target;
 mod job_text;
+mod latents;
+mod prompts;
 mod model;
 mod params;
 mod sampler_names;
