@@ -3,6 +3,7 @@
 //! Follows A1111 v1.10.1's `shared.state`: idle, everything but `job` and `job_count` keeps its last
 //! value. Previews are made when somebody asks for progress, not before.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use parking_lot::Mutex;
 use super::preview::preview;
 use super::tasks::Tasks;
 use super::terminal::Terminal;
-use crate::pipeline::{Family, JobControl};
+use crate::pipeline::{Family, JobControl, MAX_RANDOM_SEED};
 use crate::sampling::Latent;
 
 /// The fields of `state` in A1111's order.
@@ -332,6 +333,16 @@ impl JobControl for Board {
 
     fn set_text(&self, text: Option<&str>) {
         self.inner.lock().text = text.map(str::to_owned);
+    }
+
+    fn random_seed(&self) -> i64 {
+        // Every `RandomState` has its own keys, drawn from the operating system's randomness.
+        let drawn = RandomState::new().build_hasher().finish();
+        (drawn % (MAX_RANDOM_SEED as u64 + 1)) as i64
+    }
+
+    fn timestamp(&self) -> String {
+        self.inner.lock().state.job_timestamp.clone()
     }
 }
 

@@ -14,7 +14,7 @@ use super::graphs::{BuildOptions, Weights};
 use super::networks::{GraphTextEncoder, GraphUnet, GraphVae};
 use super::onnx_folder;
 use crate::catalogue::{Catalogue, Checkpoint, CheckpointFormat, TensorFile, VAE_PREFIX, VaeFile};
-use crate::conditioning::TextEncoder;
+use crate::conditioning::{ConditioningCache, TextEncoder};
 use crate::pipeline::{self, Cause, Family, Model, ModelProvider, ModelRequest, Prediction};
 use crate::runtime::Runtime;
 
@@ -89,7 +89,11 @@ struct LoadedCheckpoint {
     text_encoders: Vec<Arc<GraphTextEncoder>>,
     /// The weights file, if it is one with a VAE inside.
     vae_weights: Option<Weights>,
+    text_cache: Arc<ConditioningCache>,
 }
+
+/// Bytes of encoded prompts that a checkpoint keeps.
+const TEXT_CACHE_BYTES: usize = 64 << 20;
 
 impl Provider {
     #[must_use]
@@ -168,6 +172,11 @@ impl Provider {
                 .collect(),
             vae: vae as Arc<dyn pipeline::Vae>,
             vae_file,
+            embeddings: None,
+            text_cache: Arc::clone(&main.text_cache),
+            size_embedding_width: 256,
+            networks: Vec::new(),
+            missing_networks: request.loras.iter().map(|lora| lora.name.clone()).collect(),
         })
     }
 
@@ -230,6 +239,7 @@ impl Provider {
             unet,
             text_encoders,
             vae_weights: plan.has_vae().then(|| plan.vae_weights()),
+            text_cache: Arc::new(ConditioningCache::new(TEXT_CACHE_BYTES)),
         })
     }
 
@@ -250,6 +260,7 @@ impl Provider {
             vae_scale: facts.vae_scale,
             alphas_cumprod: facts.alphas_cumprod,
             vae_weights: None,
+            text_cache: Arc::new(ConditioningCache::new(TEXT_CACHE_BYTES)),
         })
     }
 
@@ -311,6 +322,10 @@ impl Provider {
 impl ModelProvider for Provider {
     fn load(&self, request: &ModelRequest) -> Result<Arc<Model>, Cause> {
         Ok(Arc::new(self.model(request)?))
+    }
+
+    fn knows(&self, checkpoint: &str) -> bool {
+        self.catalogue.find(checkpoint).is_some()
     }
 }
 

@@ -24,6 +24,10 @@ pub trait JobControl: Send + Sync {
     fn step(&self, index: usize, preview: &Latent, family: Family);
     /// A1111's `state.textinfo`.
     fn set_text(&self, text: Option<&str>);
+    /// A random seed, 0 to 4294967293.
+    fn random_seed(&self) -> i64;
+    /// When the job began, `YYYYMMDDHHMMSS` in local time.
+    fn timestamp(&self) -> String;
 }
 
 /// A job that nobody watches and nobody stops.
@@ -44,4 +48,10 @@ impl JobControl for Unattended {
     fn set_sampling_steps(&self, _step_count: usize) {}
     fn step(&self, _index: usize, _preview: &Latent, _family: Family) {}
     fn set_text(&self, _text: Option<&str>) {}
+    fn random_seed(&self) -> i64 {
+        0
+    }
+    fn timestamp(&self) -> String {
+        "0".to_owned()
+    }
 }

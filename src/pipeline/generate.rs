@@ -1,6 +1,34 @@
 //! One job from parameters to pictures: batches, seeds, conditioning, sampling, decoding, infotext.
+//!
+//! The order of draws and of infotext entries is A1111's `process_images`.
 
-use super::{GenerateError, GenerationParams, GenerationResult, JobControl, ModelProvider};
+use std::sync::Arc;
+
+use image::{DynamicImage, RgbImage};
+use ndarray::{Axis, s};
+use serde_json::json;
+
+use crate::conditioning::PictureSize;
+use crate::imaging::{GridRows, SoftOverlay, apply_overlay, image_grid, overlay_of, uncrop};
+use crate::prompt::{LoraTag, PassSteps};
+use crate::rng::{
+    Generator, ImageRng, ImageRngParams, JobSeeds, NoiseGenerator, SeedChoice, SeedOptions,
+    SeedResize, job_seeds,
+};
+use crate::sampling::{
+    self, Img2ImgStart, Latent, Sampler, ScheduledConditioning, Scheduler, Start,
+};
+
+use super::conditions::BatchConditioning;
+use super::hires::{self, HiresPass};
+use super::init_images::{self, InitState};
+use super::job_text::{ExtraParams, JobText};
+use super::pass::{self, Pass};
+use super::prompts::{BatchPrompts, JobPrompts};
+use super::{
+    Cause, GenerateError, GeneratedImage, GenerationParams, GenerationResult, JobControl, Model,
+    ModelProvider, ModelRequest, image_conditioning, latents,
+};
 
 /// Carries out one txt2img or img2img job.
 ///
@@ -11,6 +39,775 @@ pub fn generate(
     models: &dyn ModelProvider,
     control: &dyn JobControl,
 ) -> Result<GenerationResult, GenerateError> {
-    let _ = (params, models, control);
-    Err(GenerateError::Unsupported("not connected".to_owned()))
+    Job::new(params, models, control)?.run()
+}
+
+/// The sampler and scheduler of a pass.
+#[derive(Clone, Copy)]
+pub(super) struct Route {
+    pub(super) sampler: &'static Sampler,
+    pub(super) scheduler: &'static Scheduler,
+}
+
+impl Route {
+    /// Looks both up by their canonical names; an unknown scheduler is the automatic one.
+    pub(super) fn find(sampler: &str, scheduler: &str) -> Result<Self, GenerateError> {
+        let found =
+            sampling::find_sampler(sampler).ok_or_else(|| GenerateError::UnknownSampler {
+                name: sampler.to_owned(),
+            })?;
+        Ok(Self {
+            sampler: found,
+            scheduler: sampling::find_scheduler(scheduler).unwrap_or_else(automatic),
+        })
+    }
+
+    /// Label of the schedule that is really used.
+    pub(super) fn label(self) -> &'static str {
+        sampling::effective_scheduler(self.sampler, self.scheduler).label
+    }
+}
+
+fn automatic() -> &'static Scheduler {
+    &sampling::SCHEDULERS[0]
+}
+
+/// One job while it runs.
+pub(super) struct Job<'a> {
+    pub(super) params: &'a GenerationParams,
+    pub(super) models: &'a dyn ModelProvider,
+    pub(super) control: &'a dyn JobControl,
+    pub(super) route: Route,
+    pub(super) prompts: JobPrompts,
+    pub(super) seeds: JobSeeds,
+    pub(super) batch_size: usize,
+    /// `(width, height)` of the first pass in pixels.
+    pub(super) size_px: (usize, usize),
+    pub(super) hires: Option<HiresPass>,
+    pub(super) extra: ExtraParams,
+    comments: Vec<String>,
+}
+
+/// One batch's share of the job.
+pub(super) struct Batch {
+    /// Index of its first picture in the job.
+    pub(super) first: usize,
+    pub(super) seeds: Vec<i64>,
+    pub(super) subseeds: Vec<i64>,
+}
+
+/// Finished latents, and the model whose VAE decodes them.
+pub(super) struct Sampled {
+    pub(super) latent: Latent,
+    pub(super) model: Arc<Model>,
+}
+
+impl<'a> Job<'a> {
+    fn new(
+        params: &'a GenerationParams,
+        models: &'a dyn ModelProvider,
+        control: &'a dyn JobControl,
+    ) -> Result<Self, GenerateError> {
+        refuse_what_cannot_be_drawn(params)?;
+        let hires = params
+            .hires
+            .as_ref()
+            .map(|hires| HiresPass::new(params, hires, models))
+            .transpose()?;
+        let size_px = hires
+            .as_ref()
+            .map_or((params.width_px, params.height_px), |hires| {
+                hires.target.first_pass_px
+            });
+        check_size(size_px)?;
+        if let Some(name) = refiner_name(params)
+            && !models.knows(name)
+        {
+            return Err(GenerateError::UnknownCheckpoint {
+                name: name.to_owned(),
+            });
+        }
+        let choice = |seed: Option<i64>| seed.map_or(SeedChoice::Random, SeedChoice::Fixed);
+        let seeds = job_seeds(
+            &SeedOptions {
+                seed: choice(params.seed),
+                subseed: choice(params.subseed),
+                subseed_strength: params.subseed_strength,
+                picture_count: params.batch_size * params.batch_count,
+            },
+            || control.random_seed(),
+        );
+        Ok(Self {
+            params,
+            models,
+            control,
+            route: Route::find(&params.sampler, &params.scheduler)?,
+            prompts: JobPrompts::new(params),
+            seeds,
+            batch_size: params.batch_size,
+            size_px,
+            hires,
+            extra: ExtraParams::default(),
+            comments: Vec::new(),
+        })
+    }
+
+    fn run(mut self) -> Result<GenerationResult, GenerateError> {
+        let passes = 1 + i64::from(self.hires.is_some());
+        self.control
+            .set_job_count(self.params.batch_count as i64 * passes);
+        let mut model = self.load(&[])?;
+        let init = self.prepare(&model)?;
+        let mut images = Vec::new();
+        let mut label = self.route.label();
+        for index in 0..self.params.batch_count {
+            self.control.clear_skip();
+            if self.control.interrupted() {
+                break;
+            }
+            if self.params.batch_count > 1 {
+                self.control.set_job(&format!(
+                    "Batch {} out of {}",
+                    index + 1,
+                    self.params.batch_count
+                ));
+            }
+            let batch = self.batch(index);
+            let prompts = self.batch_prompts(&batch, false);
+            let loras = self.loras(&prompts);
+            model = self.load(loras)?;
+            self.tell_networks(&model);
+            let (sampled, used) = self.sample(&batch, &prompts, &model, init.as_ref())?;
+            label = used;
+            let pictures = latents::decode(&sampled.model, &sampled.latent)?;
+            let text = self.job_text(&model, label);
+            for (offset, picture) in pictures.into_iter().enumerate() {
+                self.finish(
+                    &text,
+                    batch.first + offset,
+                    (offset, picture),
+                    init.as_ref(),
+                    &sampled.latent,
+                    &mut images,
+                )?;
+            }
+            self.control.next_job();
+        }
+        Ok(self.result(&model, label, images))
+    }
+
+    /// Loads the job's checkpoint with these networks.
+    pub(super) fn load(&self, loras: &[LoraTag]) -> Result<Arc<Model>, GenerateError> {
+        self.load_named(self.params.options.text("sd_model_checkpoint"), loras)
+    }
+
+    /// Loads the checkpoint of this name with the job's VAE choice and these networks.
+    pub(super) fn load_named(
+        &self,
+        checkpoint: &str,
+        loras: &[LoraTag],
+    ) -> Result<Arc<Model>, GenerateError> {
+        self.models
+            .load(&ModelRequest {
+                checkpoint: checkpoint.to_owned(),
+                vae: self.params.options.text("sd_vae").to_owned(),
+                tiling: self.params.tiling,
+                loras: loras.to_vec(),
+            })
+            .map_err(GenerateError::Load)
+    }
+
+    /// The part of the job that comes before the first batch.
+    fn prepare(&mut self, model: &Model) -> Result<Option<InitState>, GenerateError> {
+        if let Some(soft) = &self.params.soft_inpainting
+            && self
+                .params
+                .img2img
+                .as_ref()
+                .is_some_and(|it| it.mask.is_some())
+        {
+            init_images::tell_soft_inpainting(soft, &mut self.extra);
+        }
+        if let Some(hires) = &self.hires {
+            hires.tell(self.params, &self.prompts, &mut self.extra);
+        }
+        let Some(img2img) = &self.params.img2img else {
+            return Ok(None);
+        };
+        self.extra
+            .set("Denoising strength", json!(self.params.denoising_strength));
+        let init = InitState::new(
+            self.params,
+            img2img,
+            model,
+            self.models.upscalers(),
+            &self.seeds.seeds,
+            &mut self.extra,
+        )?;
+        self.batch_size = init.batch_size;
+        Ok(Some(init))
+    }
+
+    fn batch(&self, index: usize) -> Batch {
+        let first = index * self.params.batch_size;
+        let of = |list: &[i64]| {
+            list.iter()
+                .copied()
+                .skip(first)
+                .take(self.batch_size)
+                .collect()
+        };
+        Batch {
+            first,
+            seeds: of(&self.seeds.seeds),
+            subseeds: of(&self.seeds.subseeds),
+        }
+    }
+
+    pub(super) fn batch_prompts(&mut self, batch: &Batch, hires: bool) -> BatchPrompts {
+        let prompts = if hires {
+            &self.prompts.hires_positive
+        } else {
+            &self.prompts.positive
+        };
+        let end = (batch.first + self.batch_size).min(prompts.len());
+        let mut prompts = BatchPrompts::new(&prompts[batch.first.min(end)..end]);
+        self.comments.append(&mut prompts.comments);
+        if !self.params.disable_extra_networks {
+            for name in &prompts.hypernetworks {
+                self.comments
+                    .push(format!("Hypernetworks cannot be applied: {name}"));
+            }
+        }
+        prompts
+    }
+
+    /// The networks that a batch asks for.
+    pub(super) fn loras<'b>(&self, prompts: &'b BatchPrompts) -> &'b [LoraTag] {
+        if self.params.disable_extra_networks {
+            &[]
+        } else {
+            &prompts.loras
+        }
+    }
+
+    fn tell_networks(&mut self, model: &Model) {
+        for name in &model.missing_networks {
+            self.comments.push(format!("Lora not found: {name}"));
+        }
+        if !model.networks.is_empty() && self.params.options.bool("lora_add_hashes_to_infotext") {
+            let hashes: Vec<String> = model
+                .networks
+                .iter()
+                .map(|(name, hash)| format!("{}: {hash}", name.replace([':', ','], "")))
+                .collect();
+            self.extra.set("Lora hashes", hashes.join(", "));
+        }
+    }
+
+    pub(super) fn rng(&self, batch: &Batch, latent_size: (usize, usize)) -> ImageRng {
+        ImageRng::new(ImageRngParams {
+            generator: self.params.noise_generator,
+            shape: (4, latent_size.0, latent_size.1),
+            seeds: batch.seeds.clone(),
+            subseeds: batch.subseeds.clone(),
+            subseed_strength: self.params.subseed_strength,
+            seed_resize: SeedResize {
+                height_px: self.params.seed_resize_from.0,
+                width_px: self.params.seed_resize_from.1,
+            },
+            eta_noise_seed_delta: self.params.options.i64("eta_noise_seed_delta"),
+        })
+    }
+
+    /// Encodes a batch's prompts for one pass.
+    pub(super) fn condition(
+        &self,
+        model: &Model,
+        batch: &Batch,
+        prompts: &BatchPrompts,
+        steps: PassSteps,
+        size_px: (usize, usize),
+    ) -> Result<BatchConditioning, GenerateError> {
+        let negative = if steps.hires.is_some() {
+            &self.prompts.hires_negative
+        } else {
+            &self.prompts.negative
+        };
+        let end = (batch.first + self.batch_size).min(negative.len());
+        BatchConditioning::new(
+            model,
+            &self.params.options,
+            self.loras(prompts),
+            (&prompts.texts, &negative[batch.first.min(end)..end]),
+            steps,
+            PictureSize {
+                width_px: size_px.0,
+                height_px: size_px.1,
+            },
+        )
+    }
+
+    /// The call counts that a first pass lays its prompts out over.
+    pub(super) fn first_pass_steps(&self) -> PassSteps {
+        PassSteps {
+            old_scheduling: self.params.options.bool("use_old_scheduling"),
+            ..PassSteps::first_pass(sampling::planned_calls(
+                self.route.sampler,
+                self.params.step_count,
+            ))
+        }
+    }
+
+    /// Samples one batch, both passes; the label is the first pass's schedule.
+    fn sample(
+        &mut self,
+        batch: &Batch,
+        prompts: &BatchPrompts,
+        model: &Arc<Model>,
+        init: Option<&InitState>,
+    ) -> Result<(Sampled, &'static str), GenerateError> {
+        let latent_size = init.map_or((self.size_px.1 / 8, self.size_px.0 / 8), |init| {
+            (init.latent.shape()[2], init.latent.shape()[3])
+        });
+        let mut rng = self.rng(batch, latent_size);
+        let steps = self.first_pass_steps();
+        let conditions = self.condition(model, batch, prompts, steps, self.size_px)?;
+        conditions.tell(&mut self.extra);
+        self.tell_old_scheduling(prompts);
+        pass::tell_alphas(&self.params.options, &mut self.extra);
+        let mut noise = rng.first();
+        let start = match init {
+            None => Start::Txt2Img,
+            Some(init) => {
+                noise = self.scaled_start_noise(noise);
+                Start::Img2Img(Img2ImgStart {
+                    init: init.latent.clone(),
+                    denoising_strength: self.params.denoising_strength.unwrap_or(0.75),
+                    fixed_steps: self.params.options.bool("img2img_fix_steps"),
+                    extra_noise: self.params.options.f64("img2img_extra_noise"),
+                })
+            }
+        };
+        let image_conditioning = match init {
+            Some(init) => init.image_conditioning.clone(),
+            None => {
+                let mut generator = self.vae_generator(batch);
+                let size = (latent_size.1 * 8, latent_size.0 * 8);
+                image_conditioning::of_nothing(model, size, batch.seeds.len(), &mut generator)?
+            }
+        };
+        let pass = Pass {
+            sampler: self.route.sampler,
+            scheduler: self.route.scheduler,
+            step_count: self.params.step_count,
+            start,
+            noise,
+            conditioning: conditions.conditioning,
+            padding: conditions.padding,
+            image_conditioning,
+            mask: init.and_then(|init| init.mask.clone()),
+            seeds: batch.seeds.clone(),
+        };
+        let refines = self.refines_first_pass();
+        let (outcome, refiner) = self.walk(
+            model,
+            pass,
+            &mut rng,
+            batch,
+            prompts,
+            (steps, self.size_px),
+            refines,
+        )?;
+        let label = outcome.schedule_label;
+        pass::tell(&outcome, &self.params.options, &mut self.extra);
+        self.tell_refiner(refiner.as_deref());
+        let mut latent = outcome.latent;
+        if let Some(mask) = init.and_then(|init| init.mask.as_ref())
+            && mask.soft.is_none()
+        {
+            latent = latent * &mask.repaint + &mask.init * &mask.keep;
+        }
+        let sampled = Sampled {
+            latent,
+            model: refiner.unwrap_or_else(|| Arc::clone(model)),
+        };
+        if self.hires.is_none() || self.control.interrupted() {
+            return Ok((sampled, label));
+        }
+        Ok((hires::second_pass(self, batch, sampled, &rng)?, label))
+    }
+
+    /// Walks one pass, with the refiner if `refines`.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a pass and all that a refiner repeats of it"
+    )]
+    pub(super) fn walk(
+        &self,
+        model: &Model,
+        pass: Pass,
+        rng: &mut ImageRng,
+        batch: &Batch,
+        prompts: &BatchPrompts,
+        (steps, size_px): (PassSteps, (usize, usize)),
+        refines: bool,
+    ) -> Result<(sampling::Outcome, Option<Arc<Model>>), GenerateError> {
+        let mut load = || -> Result<(Arc<Model>, ScheduledConditioning), Cause> {
+            let name = refiner_name(self.params).unwrap_or_default();
+            let refiner = self.load_named(name, self.loras(prompts))?;
+            let conditions = self.condition(&refiner, batch, prompts, steps, size_px)?;
+            Ok((refiner, conditions.conditioning))
+        };
+        let refiner: Option<&mut pass::LoadRefiner<'_>> =
+            if refines { Some(&mut load) } else { None };
+        pass::run(self.params, model, pass, rng, self.control, refiner)
+    }
+
+    /// Whether a refiner may take over in the first pass (`hires_fix_refiner_pass`).
+    fn refines_first_pass(&self) -> bool {
+        refiner_name(self.params).is_some()
+            && (self.hires.is_none() || matches!(self.refiner_pass(), "first pass" | "both passes"))
+    }
+
+    /// Whether a refiner may take over in the second pass.
+    pub(super) fn refines_second_pass(&self) -> bool {
+        refiner_name(self.params).is_some() && self.refiner_pass() != "first pass"
+    }
+
+    fn refiner_pass(&self) -> &str {
+        self.params.options.text("hires_fix_refiner_pass")
+    }
+
+    /// Writes what a refiner that took over leaves in the infotext.
+    pub(super) fn tell_refiner(&mut self, refiner: Option<&Model>) {
+        let Some(refiner) = refiner else {
+            return;
+        };
+        if self.params.options.bool("refiner_switch_by_sample_steps") {
+            self.extra.set("Refiner switch by sampling steps", true);
+        }
+        if self.params.hires.is_some() && self.refiner_pass() != "second pass" {
+            let pass = self.refiner_pass().to_owned();
+            self.extra.set("Hires refiner", pass);
+        }
+        self.extra.set("Refiner", refiner.short_title());
+        self.extra
+            .set("Refiner switch at", json!(self.params.refiner_switch_at));
+    }
+
+    fn tell_old_scheduling(&mut self, prompts: &BatchPrompts) {
+        if !self.params.options.bool("use_old_scheduling") {
+            return;
+        }
+        let steps = self.first_pass_steps();
+        let today = PassSteps {
+            old_scheduling: false,
+            ..steps
+        };
+        let differs = |prompt: &String| {
+            crate::prompt::expand_schedule(prompt, steps)
+                != crate::prompt::expand_schedule(prompt, today)
+        };
+        if prompts
+            .texts
+            .iter()
+            .chain(&self.prompts.negative)
+            .any(differs)
+        {
+            self.extra.set("Old prompt editing timelines", true);
+        }
+    }
+
+    fn scaled_start_noise(&mut self, noise: Latent) -> Latent {
+        let multiplier = self
+            .params
+            .img2img
+            .as_ref()
+            .and_then(|img2img| img2img.initial_noise_multiplier)
+            .unwrap_or_else(|| self.params.options.f64("initial_noise_multiplier"));
+        if (multiplier - 1.0).abs() < f64::EPSILON {
+            return noise;
+        }
+        self.extra.set("Noise multiplier", json!(multiplier));
+        noise * multiplier as f32
+    }
+
+    /// torch's global generator as it stands after the start noise: seeded with the batch's last
+    /// seed. The VAE encoder draws from it.
+    pub(super) fn vae_generator(&self, batch: &Batch) -> Generator {
+        Generator::new(
+            NoiseGenerator::Cpu,
+            batch.seeds.last().copied().unwrap_or_default(),
+        )
+    }
+
+    fn job_text<'b>(&self, model: &'b Model, label: &'b str) -> JobText<'b>
+    where
+        'a: 'b,
+    {
+        let sampler = self.route.sampler;
+        let eta = self
+            .params
+            .eta
+            .unwrap_or_else(|| self.params.options.f64("eta_ancestral"));
+        JobText {
+            params: self.params,
+            model,
+            size_px: self.size_px,
+            schedule_label: label,
+            ensd_matters: sampler.uses_ensd && eta != 0.0,
+            inpainting_conditioning: uses_image_conditioning(model),
+        }
+    }
+
+    fn write_text(&self, text: &JobText<'_>, image: usize) -> String {
+        let of = |list: &[i64]| list.get(image).copied().unwrap_or_default();
+        let prompt = |list: &[String]| list.get(image).cloned().unwrap_or_default();
+        text.write(
+            image,
+            &prompt(&self.prompts.positive),
+            &prompt(&self.prompts.negative),
+            (of(&self.seeds.seeds), of(&self.seeds.subseeds)),
+            &self.extra,
+        )
+    }
+
+    /// What happens to a decoded picture before it is answered, and the pictures that go with it.
+    fn finish(
+        &self,
+        text: &JobText<'_>,
+        index: usize,
+        (offset, picture): (usize, RgbImage),
+        init: Option<&InitState>,
+        latent: &Latent,
+        images: &mut Vec<GeneratedImage>,
+    ) -> Result<(), GenerateError> {
+        let infotext = self.write_text(text, index);
+        let Some(init) = init else {
+            images.push(GeneratedImage {
+                image: picture.into(),
+                infotext: Some(infotext),
+            });
+            return Ok(());
+        };
+        let corrected = match init.color_reference(offset) {
+            Some(reference) => reference.apply(&picture),
+            None => picture,
+        };
+        let finished = self.lay_over(&corrected, init, offset, latent)?;
+        images.push(GeneratedImage {
+            image: finished.unwrap_or_else(|| corrected.clone()).into(),
+            infotext: Some(infotext),
+        });
+        self.push_masks(&corrected, init, images)
+    }
+
+    /// The original laid over the repainted picture; `None` where nothing is to be laid over.
+    fn lay_over(
+        &self,
+        picture: &RgbImage,
+        init: &InitState,
+        offset: usize,
+        latent: &Latent,
+    ) -> Result<Option<RgbImage>, GenerateError> {
+        let Some(overlay) = init.overlay(offset) else {
+            return Ok(None);
+        };
+        if !self.params.options.bool("overlay_inpaint") {
+            return Ok(None);
+        }
+        let soft = match (&self.params.soft_inpainting, &init.mask) {
+            (Some(soft), Some(mask)) => {
+                let number = |index| soft.number(index);
+                let source = init.overlay_source(offset).ok_or_else(|| {
+                    GenerateError::InvalidValue("the init image has no overlay".to_owned())
+                })?;
+                let levels = SoftOverlay {
+                    scale: number(1),
+                    mask_influence: number(3),
+                    difference_threshold: number(4),
+                    difference_contrast: number(5),
+                }
+                .mask(
+                    &mask.init.index_axis(Axis(0), offset),
+                    &latent.index_axis(Axis(0), offset),
+                    &mask.repaint.slice(s![0, .., ..]),
+                    (self.params.width_px as u32, self.params.height_px as u32),
+                    init.region.map(|region| (region, source.dimensions())),
+                )
+                .map_err(overlay_failure)?;
+                Some(overlay_of(source, &levels).map_err(overlay_failure)?)
+            }
+            _ => None,
+        };
+        apply_overlay(picture, soft.as_ref().unwrap_or(overlay), init.region)
+            .map(Some)
+            .map_err(overlay_failure)
+    }
+
+    /// The options `return_mask` and `return_mask_composite`.
+    fn push_masks(
+        &self,
+        picture: &RgbImage,
+        init: &InitState,
+        images: &mut Vec<GeneratedImage>,
+    ) -> Result<(), GenerateError> {
+        let options = &self.params.options;
+        let Some(mask) = &init.mask_for_overlay else {
+            return Ok(());
+        };
+        if options.bool("return_mask") {
+            images.push(GeneratedImage {
+                image: DynamicImage::ImageLuma8(mask.clone()).to_rgb8().into(),
+                infotext: None,
+            });
+        }
+        if options.bool("return_mask_composite") {
+            let whole = match init.region {
+                Some(region) => {
+                    uncrop(picture, mask.dimensions(), region).map_err(overlay_failure)?
+                }
+                None => DynamicImage::ImageRgb8(picture.clone()).to_rgba8(),
+            };
+            images.push(GeneratedImage {
+                image: super::mask_composite::compose(&whole, mask)
+                    .map_err(overlay_failure)?
+                    .into(),
+                infotext: None,
+            });
+        }
+        Ok(())
+    }
+
+    fn result(
+        self,
+        model: &Model,
+        label: &str,
+        mut images: Vec<GeneratedImage>,
+    ) -> GenerationResult {
+        let params = self.params;
+        let options = &params.options;
+        let text = self.job_text(model, label);
+        let mut index_of_first_image = 0;
+        let makes_grid = params.save_images
+            && options.bool("return_grid")
+            && (images.len() > 1 || !options.bool("grid_only_if_multiple"));
+        if makes_grid && !images.is_empty() {
+            let pictures: Vec<DynamicImage> =
+                images.iter().map(|image| image.image.clone()).collect();
+            let rows = GridRows::from_options(
+                options.i64("n_rows"),
+                options.bool("grid_prevent_empty_spots"),
+                params.batch_size,
+            );
+            images.insert(
+                0,
+                GeneratedImage {
+                    image: image_grid(&pictures, rows).into(),
+                    infotext: Some(self.write_text(&text, 0)),
+                },
+            );
+            index_of_first_image = 1;
+        }
+        let mut infotexts: Vec<String> = images
+            .iter()
+            .filter_map(|image| image.infotext.clone())
+            .collect();
+        if infotexts.is_empty() {
+            infotexts.push(self.write_text(&text, 0));
+        }
+        GenerationResult {
+            images,
+            all_prompts: self.prompts.positive,
+            all_negative_prompts: self.prompts.negative,
+            all_seeds: self.seeds.seeds,
+            all_subseeds: self.seeds.subseeds,
+            subseed_strength: params.subseed_strength,
+            width_px: self.size_px.0,
+            height_px: self.size_px.1,
+            sampler: params.sampler.clone(),
+            cfg_scale: params.cfg_scale,
+            step_count: params.step_count,
+            batch_size: self.batch_size,
+            restore_faces: params.restore_faces,
+            face_restoration_model: params
+                .restore_faces
+                .then(|| options.text("face_restoration_model").to_owned()),
+            model_name: model.name.clone(),
+            model_short_hash: model.short_hash.clone(),
+            vae_file: model.vae_file.clone(),
+            seed_resize_from: (params.seed_resize_from.1, params.seed_resize_from.0),
+            denoising_strength: params.denoising_strength,
+            extra_generation_params: self.extra.to_info(),
+            index_of_first_image,
+            infotexts,
+            styles: params.styles.clone(),
+            job_timestamp: self.control.timestamp(),
+            clip_skip: options.i64("CLIP_stop_at_last_layers"),
+            is_using_inpainting_conditioning: uses_image_conditioning(model),
+            version: super::A1111_VERSION.to_owned(),
+            comments: self.comments,
+        }
+    }
+}
+
+/// The refiner's name, if the request names one.
+fn refiner_name(params: &GenerationParams) -> Option<&str> {
+    params
+        .refiner_checkpoint
+        .as_deref()
+        .filter(|name| !matches!(*name, "" | "None" | "none"))
+}
+
+fn uses_image_conditioning(model: &Model) -> bool {
+    matches!(
+        model.unet_channels,
+        image_conditioning::INPAINTING_CHANNELS | image_conditioning::EDIT_CHANNELS
+    )
+}
+
+fn overlay_failure(source: Cause) -> GenerateError {
+    GenerateError::InvalidValue(source.to_string())
+}
+
+/// Numbers that no picture can be made with, and options that the graphs cannot carry out.
+fn refuse_what_cannot_be_drawn(params: &GenerationParams) -> Result<(), GenerateError> {
+    let invalid = |what: &str| Err(GenerateError::InvalidValue(what.to_owned()));
+    if params.step_count == 0 {
+        return invalid("steps must be at least 1");
+    }
+    if params.batch_size == 0 {
+        return invalid("batch_size must be at least 1");
+    }
+    if params.hires.is_some() && params.denoising_strength.is_none() {
+        return invalid("hires fix needs denoising_strength");
+    }
+    let unsupported = |what: &str| Err(GenerateError::Unsupported(what.to_owned()));
+    let options = &params.options;
+    if [
+        "token_merging_ratio",
+        "token_merging_ratio_img2img",
+        "token_merging_ratio_hr",
+    ]
+    .iter()
+    .any(|key| options.f64(key) > 0.0)
+    {
+        return unsupported("token merging is not supported: set token_merging_ratio to 0");
+    }
+    if options.bool("hypertile_enable_unet") || options.bool("hypertile_enable_vae") {
+        return unsupported(
+            "hypertile is not supported: set hypertile_enable_unet and hypertile_enable_vae to false",
+        );
+    }
+    Ok(())
+}
+
+fn check_size((width, height): (usize, usize)) -> Result<(), GenerateError> {
+    if width < 8 || height < 8 {
+        return Err(GenerateError::InvalidValue(format!(
+            "width and height must be at least 8, not {width}x{height}"
+        )));
+    }
+    Ok(())
 }

@@ -199,7 +199,10 @@ impl JobText<'_> {
             ("Init image hash", extra.value("Init image hash", image)),
             (
                 "RNG",
-                when(options.text("randn_source") != "GPU", option("randn_source")),
+                when(
+                    options.text("randn_source") != "GPU",
+                    option("randn_source"),
+                ),
             ),
             ("Tiling", when(params.tiling, json!(true))),
         ];

@@ -84,10 +84,9 @@ pub(super) fn posterior(model: &Model, pixels: &Array4<f32>) -> Result<Posterior
 
 /// Latents one after the other along the batch.
 pub(super) fn stack(latents: &[Latent]) -> Result<Latent, GenerateError> {
-    let views: Vec<_> = latents.iter().map(Latent::view).collect();
-    ndarray::concatenate(Axis(0), &views).map_err(|_| {
-        GenerateError::InvalidValue("the init images have different sizes".to_owned())
-    })
+    let views: Vec<_> = latents.iter().map(|latent| latent.view()).collect();
+    ndarray::concatenate(Axis(0), &views)
+        .map_err(|_| GenerateError::InvalidValue("the init images have different sizes".to_owned()))
 }
 
 /// `latent` repeated to `count` rows when it has one, as A1111 repeats a single init image.

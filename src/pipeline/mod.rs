@@ -1,19 +1,26 @@
 //! txt2img, img2img, inpainting, hires fix and extras over the traits of the rooms below.
 //! May use every room below but runtime.
 
+mod conditions;
 mod control;
 mod error;
 mod extras;
 mod generate;
+mod hires;
 mod hires_target;
+mod image_conditioning;
+mod init_images;
 mod job_text;
 mod latents;
-mod prompts;
+mod mask_composite;
 mod model;
 mod params;
+mod pass;
+mod prompts;
 mod sampler_names;
 mod upscalers;
 
+pub use crate::rng::MAX_RANDOM_SEED;
 pub use control::{JobControl, Unattended};
 pub use error::GenerateError;
 pub use extras::{

@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use ndarray::Array4;
 
-use crate::conditioning::TextEncoder;
+use crate::conditioning::{ConditioningCache, EmbeddingSource, TextEncoder};
+use crate::prompt::LoraTag;
 use crate::sampling::Unet;
+
+use super::{BuiltInUpscalers, UpscalerProvider};
 
 /// The cause of a failure below a trait of this room.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -58,6 +61,28 @@ pub struct Model {
     pub vae: Arc<dyn Vae>,
     /// File name and short hash of a separate VAE file, if one is in use.
     pub vae_file: Option<(String, String)>,
+    /// Textual inversions that fit the checkpoint.
+    pub embeddings: Option<Arc<dyn EmbeddingSource>>,
+    /// Encoded prompts, kept for as long as the checkpoint is.
+    pub text_cache: Arc<ConditioningCache>,
+    /// Values of SDXL's embedding of one size or crop number; 256 in every published checkpoint.
+    pub size_embedding_width: usize,
+    /// `(name as in the prompt, short hash)` of the networks that are applied.
+    pub networks: Vec<(String, String)>,
+    /// Networks asked for and not found.
+    pub missing_networks: Vec<String>,
+}
+
+impl Model {
+    /// A1111's short title, `name [hash]`.
+    #[must_use]
+    pub fn short_title(&self) -> String {
+        if self.short_hash.is_empty() {
+            self.name.clone()
+        } else {
+            format!("{} [{}]", self.name, self.short_hash)
+        }
+    }
 }
 
 /// Which checkpoint a job needs, and how.
@@ -69,8 +94,8 @@ pub struct ModelRequest {
     pub vae: String,
     /// Circular padding in every convolution.
     pub tiling: bool,
-    /// `(name, text encoder multiplier, UNet multiplier, dynamic rank)` in prompt order.
-    pub loras: Vec<(String, f32, f32, Option<usize>)>,
+    /// LoRA tags of the prompt, in order.
+    pub loras: Vec<LoraTag>,
 }
 
 /// Whoever loads checkpoints and keeps them.
@@ -78,4 +103,12 @@ pub trait ModelProvider: Send + Sync {
     /// # Errors
     /// When no such checkpoint exists or it cannot be loaded.
     fn load(&self, request: &ModelRequest) -> Result<Arc<Model>, Cause>;
+
+    /// Whether a checkpoint is found under this title, name or hash, as A1111 looks them up.
+    fn knows(&self, checkpoint: &str) -> bool;
+
+    /// Upscaler networks beside the built-in upscalers.
+    fn upscalers(&self) -> &dyn UpscalerProvider {
+        &BuiltInUpscalers
+    }
 }

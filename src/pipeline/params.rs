@@ -105,6 +105,17 @@ pub struct SoftInpaintingParams {
     pub args: [serde_json::Number; 6],
 }
 
+impl SoftInpaintingParams {
+    /// Argument `index` as a number; 0 beyond the last.
+    #[must_use]
+    pub fn number(&self, index: usize) -> f64 {
+        self.args
+            .get(index)
+            .and_then(serde_json::Number::as_f64)
+            .unwrap_or(0.0)
+    }
+}
+
 /// One finished picture.
 #[derive(Debug, Clone)]
 pub struct GeneratedImage {

@@ -30,9 +30,8 @@ impl JobPrompts {
         };
         let positive = |prompt: &str| finish(prompt, |style| &style.0);
         let negative = |prompt: &str| finish(prompt, |style| &style.1);
-        let or_main = |prompt: &str, main: &str| {
-            if prompt.is_empty() { main } else { prompt }.to_owned()
-        };
+        let or_main =
+            |prompt: &str, main: &str| if prompt.is_empty() { main } else { prompt }.to_owned();
         let (hires_positive, hires_negative) = match &params.hires {
             None => (Vec::new(), Vec::new()),
             Some(hires) => (
@@ -79,7 +78,9 @@ impl BatchPrompts {
                     Some(Ok(lora)) => batch.loras.push(lora),
                     Some(Err(error)) => batch.comments.push(error.to_string()),
                     None if network.kind == "hypernet" => {
-                        batch.hypernetworks.extend(network.positional.first().cloned());
+                        batch
+                            .hypernetworks
+                            .extend(network.positional.first().cloned());
                     }
                     None => {}
                 }
