@@ -5,13 +5,13 @@ use super::{GenerateError, HiresParams};
 
 /// Sizes of both passes, in pixels, and what is cut from the upscaled latent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HiresTarget {
+pub(super) struct HiresTarget {
     /// `(width, height)` of the first pass.
-    pub first_pass_px: (usize, usize),
+    pub(super) first_pass_px: (usize, usize),
     /// `(width, height)` that the picture or latent is enlarged to.
-    pub upscale_px: (usize, usize),
+    pub(super) upscale_px: (usize, usize),
     /// `(columns, rows)` of the latent that are cut away, split between both sides.
-    pub truncate_latent: (usize, usize),
+    pub(super) truncate_latent: (usize, usize),
 }
 
 impl HiresTarget {
@@ -19,7 +19,7 @@ impl HiresTarget {
     ///
     /// # Errors
     /// When the target would be empty.
-    pub fn resolve(
+    pub(super) fn resolve(
         width: usize,
         height: usize,
         hires: &HiresParams,
