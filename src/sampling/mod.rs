@@ -28,6 +28,11 @@ pub use steps::{Img2ImgSteps, img2img_steps};
 pub use timesteps::discretised_timesteps;
 pub use walk::{BrownianSource, SolverOptions, Step, UniPcOptions, UniPcSkip, UniPcVariant, Walk};
 
+#[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
+mod replay_tests;
+
 use ndarray::{Array2, Array3, Array4};
 
 /// A batch of latents, `[batch, channels, height / 8, width / 8]`, f32.

@@ -8,13 +8,13 @@ use super::guidance::{
     GuidanceOptions, GuidedDenoiser, GuidedDenoiserParams, InpaintMask, NoiseSpace, Preview,
     RefinerSwitch, ScheduledConditioning,
 };
-use super::samplers::{Sampler, SamplerKind, TimestepGrid};
+use super::samplers::{Sampler, SamplerKind, SigmaWalker, TimestepGrid, TimestepWalker};
 use super::schedulers::{Levels, ScheduleOptions, Scheduler, find_scheduler};
 use super::sigma_table::{AlphaOptions, Prediction, SigmaTable};
 use super::steps::img2img_steps;
 use super::timesteps::discretised_timesteps;
-use super::walk::{BrownianSource, SolverOptions, UniPcOptions, Walk};
-use super::{Latent, NoiseSource, SamplingError, Unet};
+use super::walk::{BrownianSource, SolverOptions, Step, UniPcOptions, Walk};
+use super::{Denoiser, Latent, NoiseSource, SamplingError, Unet};
 use crate::rng::{BrownianNoise, NoiseGenerator};
 
 /// A UNet and what its numbers mean.
@@ -174,10 +174,44 @@ pub struct Outcome {
 /// When the schedule does not fit, the network fails or the conditioning does not fit the batch.
 /// An interrupt is no error: the outcome says so.
 pub fn run(plan: SamplingPlan, context: RunContext<'_>) -> Result<Outcome, SamplingError> {
-    match plan.sampler.kind {
-        SamplerKind::Sigma(_) | SamplerKind::Lcm(_) => run_sigmas(plan, context),
-        SamplerKind::Timestep(_) => run_timesteps(plan, context),
-    }
+    let prepared = prepare(&plan)?;
+    let calls_per_step = if plan.sampler.second_order { 2 } else { 1 };
+    let fallback = match plan.start {
+        Start::Txt2Img => prepared.x.clone(),
+        Start::Img2Img(start) => start.init,
+    };
+    let mut denoiser = GuidedDenoiser::new(GuidedDenoiserParams {
+        model: plan.model,
+        space: prepared.space.clone(),
+        alpha_options: plan.alpha_options,
+        quantize: plan.quantize,
+        conditioning: plan.conditioning,
+        options: plan.guidance,
+        scale_multiplier: plan.sampler.guidance_multiplier,
+        total_steps: prepared.step_count * calls_per_step,
+        image_conditioning: plan.image_conditioning,
+        mask: plan.mask,
+        preview: plan.preview,
+        refiner: context.refiner,
+        interrupted: context.interrupted,
+    });
+    let schedule_label = prepared.label;
+    let mut infotext = prepared.infotext.clone();
+    let result = prepared.walk(&mut denoiser, context.noise, context.on_step);
+    infotext.extend_from_slice(denoiser.notes());
+    let (latent, interrupted) = match result {
+        Ok(latent) => (latent, false),
+        Err(SamplingError::Interrupted) => {
+            (denoiser.last_latent().cloned().unwrap_or(fallback), true)
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(Outcome {
+        latent,
+        interrupted,
+        schedule_label,
+        infotext,
+    })
 }
 
 /// Fails where the first number of a latent is none, as A1111 tests a batch.
@@ -215,111 +249,201 @@ pub fn effective_scheduler(sampler: &Sampler, scheduler: &'static Scheduler) -> 
     }
 }
 
-fn run_sigmas(plan: SamplingPlan, context: RunContext<'_>) -> Result<Outcome, SamplingError> {
+/// A walk that is decided up to its denoiser.
+pub(super) struct Prepared {
+    /// The latent that the walk starts from.
+    pub(super) x: Latent,
+    path: Path,
+    label: &'static str,
+    infotext: Vec<InfotextEntry>,
+    solver: SolverOptions,
+    space: NoiseSpace,
+    step_count: usize,
+    brownian: Option<BrownianNoise>,
+}
+
+/// What a walk goes along, and how.
+enum Path {
+    Sigmas(SigmaWalker, Vec<f32>),
+    Timesteps(TimestepWalker, Vec<usize>, Vec<f32>),
+}
+
+/// Computes the schedule, the start and the numbers of a plan.
+pub(super) fn prepare(plan: &SamplingPlan) -> Result<Prepared, SamplingError> {
     let table = SigmaTable::new(
         &plan.model.alphas_cumprod,
         plan.alpha_options,
         plan.quantize,
     );
-    let space = match plan.sampler.kind {
-        SamplerKind::Lcm(_) => NoiseSpace::Lcm(table.lcm()),
-        SamplerKind::Sigma(_) | SamplerKind::Timestep(_) => NoiseSpace::Sigma,
-    };
+    match plan.sampler.kind {
+        SamplerKind::Sigma(walker) => prepare_sigmas(plan, walker, &table, NoiseSpace::Sigma),
+        SamplerKind::Lcm(walker) => {
+            prepare_sigmas(plan, walker, &table, NoiseSpace::Lcm(table.lcm()))
+        }
+        SamplerKind::Timestep(walker) => prepare_timesteps(plan, walker, &table),
+    }
+}
+
+impl Prepared {
+    /// Walks to the end.
+    pub(super) fn walk(
+        mut self,
+        denoiser: &mut dyn Denoiser,
+        noise: &mut dyn NoiseSource,
+        on_step: &mut dyn FnMut(StepReport<'_>) -> ControlFlow<()>,
+    ) -> Result<Latent, SamplingError> {
+        let step_count = self.step_count;
+        let mut report = |step: Step<'_>| {
+            on_step(StepReport {
+                index: step.index,
+                step_count,
+                preview: step.denoised,
+            })
+        };
+        let mut walk = Walk {
+            denoiser,
+            noise,
+            brownian: self
+                .brownian
+                .as_mut()
+                .map(|noise| noise as &mut dyn BrownianSource),
+            on_step: &mut report,
+            options: self.solver,
+        };
+        match &self.path {
+            Path::Sigmas(walker, sigmas) => walker(&mut walk, self.x, sigmas),
+            Path::Timesteps(walker, timesteps, alphas_cumprod) => {
+                let grid = TimestepGrid {
+                    timesteps,
+                    alphas_cumprod,
+                };
+                walker(&mut walk, self.x, &grid)
+            }
+        }
+    }
+}
+
+fn prepare_sigmas(
+    plan: &SamplingPlan,
+    walker: SigmaWalker,
+    table: &SigmaTable,
+    space: NoiseSpace,
+) -> Result<Prepared, SamplingError> {
     let levels = match &space {
         NoiseSpace::Lcm(lcm) => Levels::Lcm(lcm),
-        NoiseSpace::Sigma | NoiseSpace::Timestep => Levels::Full(&table),
+        NoiseSpace::Sigma | NoiseSpace::Timestep => Levels::Full(table),
     };
     let scheduler = effective_scheduler(plan.sampler, plan.scheduler);
     let mut infotext = Vec::new();
-    let (x, sigmas, sigma_bounds, call_count) = match &plan.start {
-        Start::Txt2Img => {
-            let sigmas = schedule(&plan, scheduler, plan.step_count, levels, &mut infotext)?;
-            let first = sigmas[0];
-            let scale = if plan.options.sgm_noise_multiplier {
-                infotext.push(entry("SGM noise multiplier", InfotextValue::True));
-                (1.0 + first * first).sqrt()
-            } else {
-                first
-            };
-            let bounds = path_bounds(&sigmas);
-            (&plan.noise * scale, sigmas, bounds, plan.step_count)
-        }
-        Start::Img2Img(start) => {
-            let steps = img2img_steps(plan.step_count, start.denoising_strength, start.fixed_steps);
-            let full = schedule(
-                &plan,
-                scheduler,
-                steps.schedule_steps,
-                levels,
-                &mut infotext,
-            )?;
-            let bounds = path_bounds(&full);
-            let sigmas = python_tail(&full, steps.schedule_steps as i64 - steps.t_enc - 1);
-            let Some(&first) = sigmas.first() else {
-                return Err(no_steps());
-            };
-            let mut x = &start.init + &plan.noise * first;
-            if start.extra_noise > 0.0 {
-                infotext.push(entry(
-                    "Extra noise",
-                    InfotextValue::Option("img2img_extra_noise"),
-                ));
-                x += &(&plan.noise * start.extra_noise as f32);
-            }
-            let call_count = sigmas.len().saturating_sub(1);
-            (x, sigmas, bounds, call_count)
-        }
+    let start = match &plan.start {
+        Start::Txt2Img => txt2img_start(plan, scheduler, levels, &mut infotext)?,
+        Start::Img2Img(start) => img2img_start(plan, start, scheduler, levels, &mut infotext)?,
     };
-    let mut solver = solver_options(&plan, &mut infotext);
-    solver.call_count = call_count;
-    solver.sigma_range = match &plan.start {
-        Start::Txt2Img => (
-            levels.sigmas()[0],
-            levels.sigmas()[levels.sigmas().len() - 1],
-        ),
-        Start::Img2Img(_) => match sigmas.len() {
-            0 | 1 => (sigmas[0], sigmas[0]),
-            len => (sigmas[len - 2], sigmas[0]),
-        },
+    let solver = SolverOptions {
+        call_count: start.step_count,
+        sigma_range: start.sigma_range,
+        ..solver_options(plan, &mut infotext)
     };
-    let brownian = match (plan.sampler.brownian, sigma_bounds) {
-        (true, Some((low, high))) => Some(brownian_noise(&plan, low, high)),
+    let brownian = match (plan.sampler.brownian, start.path_bounds) {
+        (true, Some((low, high))) => Some(brownian_noise(plan, low, high)),
         (true, None) => return Err(no_steps()),
         (false, _) => None,
     };
-    let walker = match plan.sampler.kind {
-        SamplerKind::Sigma(walker) | SamplerKind::Lcm(walker) => walker,
-        SamplerKind::Timestep(_) => return Err(no_steps()),
-    };
-    let frame = Frame {
+    Ok(Prepared {
+        x: start.x,
+        path: Path::Sigmas(walker, start.sigmas),
         label: scheduler.label,
         infotext,
         solver,
-        space,
-        step_count: call_count,
+        step_count: start.step_count,
         brownian,
-    };
-    walk(plan, context, frame, x, |walk, x| walker(walk, x, &sigmas))
+        space,
+    })
 }
 
-fn run_timesteps(plan: SamplingPlan, context: RunContext<'_>) -> Result<Outcome, SamplingError> {
-    let table = SigmaTable::new(
-        &plan.model.alphas_cumprod,
-        plan.alpha_options,
-        plan.quantize,
-    );
+/// The start of a walk along sigmas.
+struct SigmaStart {
+    x: Latent,
+    sigmas: Vec<f32>,
+    /// Ends of the whole schedule, before img2img cuts it.
+    path_bounds: Option<(f32, f32)>,
+    /// Range of the samplers that make their own steps.
+    sigma_range: (f32, f32),
+    step_count: usize,
+}
+
+fn txt2img_start(
+    plan: &SamplingPlan,
+    scheduler: &Scheduler,
+    levels: Levels<'_>,
+    infotext: &mut Vec<InfotextEntry>,
+) -> Result<SigmaStart, SamplingError> {
+    let sigmas = schedule(plan, scheduler, plan.step_count, levels, infotext)?;
+    let first = sigmas[0];
+    let scale = if plan.options.sgm_noise_multiplier {
+        infotext.push(entry("SGM noise multiplier", InfotextValue::True));
+        (1.0 + first * first).sqrt()
+    } else {
+        first
+    };
+    let table = levels.sigmas();
+    Ok(SigmaStart {
+        x: &plan.noise * scale,
+        path_bounds: path_bounds(&sigmas),
+        sigmas,
+        sigma_range: (table[0], table[table.len() - 1]),
+        step_count: plan.step_count,
+    })
+}
+
+fn img2img_start(
+    plan: &SamplingPlan,
+    start: &Img2ImgStart,
+    scheduler: &Scheduler,
+    levels: Levels<'_>,
+    infotext: &mut Vec<InfotextEntry>,
+) -> Result<SigmaStart, SamplingError> {
+    let steps = img2img_steps(plan.step_count, start.denoising_strength, start.fixed_steps);
+    let full = schedule(plan, scheduler, steps.schedule_steps, levels, infotext)?;
+    let sigmas = python_tail(&full, steps.schedule_steps as i64 - steps.t_enc - 1);
+    let Some(&first) = sigmas.first() else {
+        return Err(no_steps());
+    };
+    let mut x = &start.init + &plan.noise * first;
+    if start.extra_noise > 0.0 {
+        infotext.push(entry(
+            "Extra noise",
+            InfotextValue::Option("img2img_extra_noise"),
+        ));
+        x += &(&plan.noise * start.extra_noise as f32);
+    }
+    let last_positive = sigmas.len().saturating_sub(2);
+    Ok(SigmaStart {
+        x,
+        path_bounds: path_bounds(&full),
+        sigma_range: (sigmas[last_positive], first),
+        step_count: sigmas.len() - 1,
+        sigmas,
+    })
+}
+
+fn prepare_timesteps(
+    plan: &SamplingPlan,
+    walker: TimestepWalker,
+    table: &SigmaTable,
+) -> Result<Prepared, SamplingError> {
     let alphas = table.alphas_cumprod().to_vec();
     let mut infotext = Vec::new();
     let (x, timesteps, step_count) = match &plan.start {
         Start::Txt2Img => {
-            let timesteps = timestep_schedule(&plan, plan.step_count, &mut infotext)?;
+            let timesteps = timestep_schedule(plan, plan.step_count, &mut infotext)?;
             (plan.noise.clone(), timesteps, plan.step_count)
         }
         Start::Img2Img(start) => {
             let steps = img2img_steps(plan.step_count, start.denoising_strength, start.fixed_steps);
-            let full = timestep_schedule(&plan, steps.schedule_steps, &mut infotext)?;
+            let full = timestep_schedule(plan, steps.schedule_steps, &mut infotext)?;
             let t_enc = usize::try_from(steps.t_enc).unwrap_or(0);
-            let Some(&above) = full.get(t_enc) else {
+            let Some(&above) = full.get(t_enc).filter(|_| t_enc > 0) else {
                 return Err(no_steps());
             };
             let alpha = alphas[above];
@@ -330,107 +454,24 @@ fn run_timesteps(plan: SamplingPlan, context: RunContext<'_>) -> Result<Outcome,
                     "Extra noise",
                     InfotextValue::Option("img2img_extra_noise"),
                 ));
-                let scale = start.extra_noise as f32;
-                x += &(&plan.noise * scale * signal);
+                x += &(&plan.noise * start.extra_noise as f32 * signal);
             }
             (x, full[..t_enc].to_vec(), t_enc + 1)
         }
     };
     let solver = SolverOptions {
         is_img2img: matches!(plan.start, Start::Img2Img(_)),
-        ..solver_options(&plan, &mut infotext)
+        ..solver_options(plan, &mut infotext)
     };
-    let SamplerKind::Timestep(walker) = plan.sampler.kind else {
-        return Err(no_steps());
-    };
-    let frame = Frame {
+    Ok(Prepared {
+        x,
+        path: Path::Timesteps(walker, timesteps, alphas),
         label: plan.scheduler.label,
         infotext,
         solver,
         space: NoiseSpace::Timestep,
         step_count,
         brownian: None,
-    };
-    walk(plan, context, frame, x, |walk, x| {
-        let grid = TimestepGrid {
-            timesteps: &timesteps,
-            alphas_cumprod: &alphas,
-        };
-        walker(walk, x, &grid)
-    })
-}
-
-/// What both kinds of walk have decided before they start.
-struct Frame {
-    label: &'static str,
-    infotext: Vec<InfotextEntry>,
-    solver: SolverOptions,
-    space: NoiseSpace,
-    step_count: usize,
-    brownian: Option<BrownianNoise>,
-}
-
-fn walk(
-    plan: SamplingPlan,
-    context: RunContext<'_>,
-    frame: Frame,
-    x: Latent,
-    walker: impl FnOnce(&mut Walk<'_>, Latent) -> Result<Latent, SamplingError>,
-) -> Result<Outcome, SamplingError> {
-    let calls_per_step = if plan.sampler.second_order { 2 } else { 1 };
-    let start = match plan.start {
-        Start::Txt2Img => x.clone(),
-        Start::Img2Img(start) => start.init,
-    };
-    let mut denoiser = GuidedDenoiser::new(GuidedDenoiserParams {
-        model: plan.model,
-        space: frame.space,
-        alpha_options: plan.alpha_options,
-        quantize: plan.quantize,
-        conditioning: plan.conditioning,
-        options: plan.guidance,
-        scale_multiplier: plan.sampler.guidance_multiplier,
-        total_steps: frame.step_count * calls_per_step,
-        image_conditioning: plan.image_conditioning,
-        mask: plan.mask,
-        preview: plan.preview,
-        refiner: context.refiner,
-        interrupted: context.interrupted,
-    });
-    let step_count = frame.step_count;
-    let on_step = context.on_step;
-    let mut brownian = frame.brownian;
-    let result = {
-        let mut report = |step: super::walk::Step<'_>| {
-            on_step(StepReport {
-                index: step.index,
-                step_count,
-                preview: step.denoised,
-            })
-        };
-        let mut walk = Walk {
-            denoiser: &mut denoiser,
-            noise: context.noise,
-            brownian: brownian
-                .as_mut()
-                .map(|noise| noise as &mut dyn BrownianSource),
-            on_step: &mut report,
-            options: frame.solver,
-        };
-        walker(&mut walk, x)
-    };
-    let mut infotext = frame.infotext;
-    infotext.extend_from_slice(denoiser.notes());
-    let (latent, interrupted) = match result {
-        Ok(latent) => (latent, false),
-        Err(SamplingError::Interrupted) => (denoiser.last_latent().cloned().unwrap_or(start), true),
-        Err(error) => return Err(error),
-    };
-    Ok(Outcome {
-        latent,
-        interrupted,
-        schedule_label: frame.label,
-        infotext,
     })
 }
 

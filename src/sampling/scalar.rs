@@ -37,9 +37,8 @@ pub fn atan(x: f32) -> f32 {
     f64::from(x).atan() as f32
 }
 
-/// `torch.linspace` in f32: the first half is counted from the start, the second from the end. A
-/// single step gives the start. Torch works on eight lanes at a time, each counted from the
-/// lane block's first value.
+/// `torch.linspace` in f32: the first half is counted from the start, the second from the end,
+/// with fused multiply-adds. A single step gives the start.
 #[must_use]
 pub fn linspace(start: f64, end: f64, count: usize) -> Vec<f32> {
     let (start, end) = (start as f32, end as f32);
@@ -47,13 +46,12 @@ pub fn linspace(start: f64, end: f64, count: usize) -> Vec<f32> {
         return vec![start];
     }
     let step = (end - start) / (count.max(2) - 1) as f32;
-    let half = count / 2;
     (0..count)
         .map(|index| {
-            if index < half {
-                start + step * index as f32
+            if index < count / 2 {
+                step.mul_add(index as f32, start)
             } else {
-                end - step * (count - index - 1) as f32
+                (-step).mul_add((count - index - 1) as f32, end)
             }
         })
         .collect()
