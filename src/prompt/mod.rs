@@ -7,8 +7,10 @@
 
 mod comments;
 mod composition;
+mod dynamic;
 mod emphasis;
 mod extra_networks;
+mod python_random;
 mod schedule;
 mod styles;
 #[cfg(test)]
@@ -16,6 +18,10 @@ pub(crate) mod vectors;
 
 pub use comments::strip_comments;
 pub use composition::{PromptPart, split_composition};
+pub use dynamic::{
+    DynamicPromptError, WildcardMap, WildcardSource, WildcardValue, expand_all, expand_random,
+    replace_simple_wildcards, structured_wildcards, wildcards_in_text,
+};
 pub use emphasis::{EmphasisError, Segment, parse_emphasis};
 pub use extra_networks::{
     ExtraNetwork, LoraTag, LoraTagError, extract_extra_networks, parse_lora_tag,

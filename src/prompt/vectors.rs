@@ -3,7 +3,8 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-fn read_file(path: &str) -> Value {
+/// The JSON file at `path` below the repository's root.
+pub(crate) fn read_file(path: &str) -> Value {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     let text = fs_err::read_to_string(path).expect("the golden file exists");
     serde_json::from_str(&text).expect("the golden file is JSON")
