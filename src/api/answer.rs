@@ -37,7 +37,7 @@ pub fn generation_answer(
 ///
 /// # Errors
 /// See [`generation_answer`].
-pub fn encode_images(
+pub(super) fn encode_images(
     result: &GenerationResult,
     job: &Options,
     encoding: &Options,
@@ -98,7 +98,7 @@ pub fn preview_url(picture: &Picture, format: &str) -> Result<String, ApiError> 
 ///
 /// # Errors
 /// A1111's `Invalid encoded image`, or its refusals of addresses.
-pub fn decode_picture(text: &str, options: &Options) -> Result<Picture, ApiError> {
+pub(super) fn decode_picture(text: &str, options: &Options) -> Result<Picture, ApiError> {
     decode_file(text, options).map(|decoded| decoded.picture)
 }
 

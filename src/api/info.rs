@@ -12,7 +12,7 @@ use crate::pipeline::GenerationResult;
 
 /// The `info` of a finished job, keys in A1111's order.
 #[must_use]
-pub fn info_text(result: &GenerationResult, body: &Body) -> String {
+pub(super) fn info_text(result: &GenerationResult, body: &Body) -> String {
     // The default 0 is no float in A1111, and typed clients tell `0` from `0.0`.
     let strength = if body.sent("subseed_strength") {
         json!(result.subseed_strength)
@@ -76,7 +76,7 @@ pub fn info_text(result: &GenerationResult, body: &Body) -> String {
 
 /// Python's `json.dumps(value)`: `", "` and `": "` between, everything but ASCII escaped.
 #[must_use]
-pub fn python_dumps(value: &Value) -> String {
+pub(super) fn python_dumps(value: &Value) -> String {
     let mut bytes = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, PythonFormatter);
     value

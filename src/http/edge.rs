@@ -39,26 +39,26 @@ pub async fn surround(
         .cloned()
         .expect("the server's state is registered with its routes");
     let cors = Cors::new(&server.config.server);
-    let head = request.request().clone();
-    let answer = if is_preflight(head.method(), head.headers()) {
-        request.into_response(cors.preflight(head.headers()))
+    // No clone of the request may live across the call: the router changes it in place.
+    let mut answer = if is_preflight(request.method(), request.headers()) {
+        let preflight = cors.preflight(request.headers());
+        request.into_response(preflight)
     } else if let Some(refusal) = refuse(&server, &request) {
         finish(request.into_response(refusal), &cors)
     } else {
-        let answer = match next.call(request).await {
-            Ok(answer) => answer,
-            Err(error) => ServiceResponse::new(head.clone(), error.error_response()),
-        };
-        finish(answer, &cors)
+        finish(next.call(request).await?, &cors)
     };
-    let mut answer = answer;
     let elapsed_s = begin.elapsed().as_secs_f64();
     if let Ok(value) = HeaderValue::from_str(&format!("{elapsed_s:.4}")) {
-        answer
-            .headers_mut()
-            .insert(HeaderName::from_static("x-process-time"), value);
+        let name = HeaderName::from_static("x-process-time");
+        answer.headers_mut().insert(name, value);
     }
-    log(&server, &head, answer.status().as_u16(), elapsed_s);
+    log(
+        &server,
+        answer.request(),
+        answer.status().as_u16(),
+        elapsed_s,
+    );
     Ok(answer)
 }
 
