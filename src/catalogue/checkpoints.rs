@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::RwLock;
 
-use super::HashCache;
 use super::hashes::old_hash;
+use super::{EmbeddingList, HashCache, NetworkList};
 
 /// Which folders to look into.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +20,10 @@ pub struct CatalogueConfig {
     pub vae_dir: Option<PathBuf>,
     /// Checkpoints outside the folders (`--ckpt`, the embedded model); first in the list.
     pub extra_checkpoints: Vec<PathBuf>,
+    /// Folders with LoRA and their relatives; empty: `Lora` and `LyCORIS` in `models_dir`.
+    pub network_dirs: Vec<PathBuf>,
+    /// A1111's `embeddings`.
+    pub embeddings_dir: Option<PathBuf>,
     /// Where hashes are remembered; `None`: in memory.
     pub hash_cache: Option<PathBuf>,
 }
@@ -122,6 +126,8 @@ pub struct Catalogue {
     hashes: HashCache,
     checkpoints: RwLock<Vec<Checkpoint>>,
     vaes: RwLock<Vec<VaeFile>>,
+    networks: NetworkList,
+    embeddings: EmbeddingList,
 }
 
 impl Catalogue {
@@ -130,6 +136,8 @@ impl Catalogue {
     pub fn new(config: CatalogueConfig) -> Self {
         let catalogue = Self {
             hashes: HashCache::open(config.hash_cache.clone()),
+            networks: NetworkList::new(network_folders(&config)),
+            embeddings: EmbeddingList::new(config.embeddings_dir.clone()),
             config,
             checkpoints: RwLock::default(),
             vaes: RwLock::default(),
@@ -149,6 +157,18 @@ impl Catalogue {
     #[must_use]
     pub fn hashes(&self) -> &HashCache {
         &self.hashes
+    }
+
+    /// LoRA files and their relatives.
+    #[must_use]
+    pub fn networks(&self) -> &NetworkList {
+        &self.networks
+    }
+
+    /// Textual inversions.
+    #[must_use]
+    pub fn embeddings(&self) -> &EmbeddingList {
+        &self.embeddings
     }
 
     /// Scans the checkpoint folders anew.
@@ -362,6 +382,16 @@ impl Catalogue {
             checkpoint.sha256 = self.hashes.get(&checkpoint.cache_key(), &checkpoint.path);
         }
         checkpoint
+    }
+}
+
+fn network_folders(config: &CatalogueConfig) -> Vec<PathBuf> {
+    if config.network_dirs.is_empty() {
+        ["Lora", "LyCORIS"]
+            .map(|name| config.models_dir.join(name))
+            .into()
+    } else {
+        config.network_dirs.clone()
     }
 }
 

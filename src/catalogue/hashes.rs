@@ -62,10 +62,23 @@ impl HashCache {
     /// # Errors
     /// When the file cannot be read.
     pub fn get_or_compute(&self, key: &str, path: &Path) -> std::io::Result<String> {
+        self.get_or_compute_with(key, path, sha256_of)
+    }
+
+    /// The same with a hash of another part of the file.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn get_or_compute_with(
+        &self,
+        key: &str,
+        path: &Path,
+        compute: impl FnOnce(&Path) -> std::io::Result<String>,
+    ) -> std::io::Result<String> {
         if let Some(known) = self.get(key, path) {
             return Ok(known);
         }
-        let sha256 = sha256_of(path)?;
+        let sha256 = compute(path)?;
         if let Some(mtime) = modified(path) {
             let entry = Entry {
                 mtime,
@@ -137,7 +150,7 @@ pub fn old_hash(path: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text

@@ -2,13 +2,18 @@
 //! Reads files; runs no graph.
 
 mod checkpoints;
+mod embeddings;
 mod family;
 mod hashes;
 mod ldm_config;
+mod networks;
+mod pickle;
 mod tensor_file;
 
 pub use checkpoints::{Catalogue, CatalogueConfig, Checkpoint, CheckpointFormat, VaeFile};
+pub use embeddings::{EmbeddingFile, EmbeddingList};
 pub use family::{CheckpointFamily, CheckpointLayout, UNET_PREFIX, VAE_PREFIX, detect};
 pub use hashes::{HashCache, old_hash, sha256_of};
 pub use ldm_config::{HeadRule, LdmConfig, TextTowerConfig, TowerFacts, find_tower_facts};
+pub use networks::{NetworkFile, NetworkList};
 pub use tensor_file::{StoredTensor, StoredType, TensorFile, TensorFileError};

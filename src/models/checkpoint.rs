@@ -193,7 +193,14 @@ impl CheckpointPlan {
 /// # Errors
 /// When it cannot be read.
 pub fn open_weights(path: &Path) -> Result<TensorFile, TensorFileError> {
-    TensorFile::open_safetensors(path)
+    let is_safetensors = path
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("safetensors"));
+    if is_safetensors {
+        TensorFile::open_safetensors(path)
+    } else {
+        TensorFile::open_pickle(path)
+    }
 }
 
 fn tower_shapes(

@@ -7,6 +7,7 @@
 mod checkpoint;
 mod export;
 pub mod graphs;
+pub mod lora;
 mod networks;
 mod onnx_folder;
 mod provider;

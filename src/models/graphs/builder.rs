@@ -28,8 +28,6 @@ pub struct BuildOptions {
     pub storage: Storage,
     /// Circular padding in every 3x3 convolution with padding 1 (A1111's "tiling").
     pub tiling: bool,
-    /// Every linear and convolution layer gets two inputs for low-rank additions.
-    pub adapters: bool,
 }
 
 impl Default for BuildOptions {
@@ -37,7 +35,6 @@ impl Default for BuildOptions {
         Self {
             storage: Storage::External,
             tiling: false,
-            adapters: false,
         }
     }
 }
@@ -518,7 +515,7 @@ impl<'w> GraphBuilder<'w> {
         width: usize,
         out: usize,
     ) -> Value {
-        if !self.options.adapters {
+        if !self.weights.is_adapted(layer) {
             return y;
         }
         let port = AdapterPort {
@@ -570,7 +567,7 @@ impl<'w> GraphBuilder<'w> {
             &[Some(&x), Some(&weight), bias.as_ref()],
             &sizes,
         );
-        if !self.options.adapters {
+        if !self.weights.is_adapted(layer) {
             return Ok(y);
         }
         let port = AdapterPort {

@@ -1,6 +1,6 @@
 //! One part's view of a weights file: names without the part's prefix.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ pub struct Weights {
     file: Arc<TensorFile>,
     prefix: String,
     replaced: Arc<HashMap<String, Vec<f32>>>,
+    adapted: Arc<BTreeSet<String>>,
 }
 
 impl Weights {
@@ -23,7 +24,8 @@ impl Weights {
         Self {
             file,
             prefix: prefix.to_owned(),
-            replaced: Arc::new(HashMap::new()),
+            replaced: Arc::default(),
+            adapted: Arc::default(),
         }
     }
 
@@ -34,10 +36,30 @@ impl Weights {
         self
     }
 
+    /// The same with two inputs for a low-rank addition at each of these layers.
+    #[must_use]
+    pub fn with_adapted(mut self, layers: BTreeSet<String>) -> Self {
+        self.adapted = Arc::new(layers);
+        self
+    }
+
+    /// Whether a layer gets adapter inputs.
+    #[must_use]
+    pub fn is_adapted(&self, layer: &str) -> bool {
+        self.adapted.contains(layer)
+    }
+
     /// The same file under another prefix, without replacements.
     #[must_use]
     pub fn under(&self, prefix: &str) -> Self {
         Self::new(Arc::clone(&self.file), prefix)
+    }
+
+    /// Names without the prefix, in file order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.file
+            .names()
+            .filter_map(|name| name.strip_prefix(self.prefix.as_str()))
     }
 
     /// The file that holds the tensors.
