@@ -313,6 +313,8 @@ fn catalogue(folders: &Folders) -> Catalogue {
         ckpt_dir,
         vae_dir: folders.vaes.get(1).cloned(),
         extra_checkpoints: folders.checkpoint.iter().cloned().collect(),
+        network_dirs: folders.loras.clone(),
+        embeddings_dir: Some(folders.embeddings.clone()),
         hash_cache: Some(folders.data.join("cache").join("hashes.json")),
     };
     let catalogue = Catalogue::new(config.clone());

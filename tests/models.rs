@@ -8,10 +8,11 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use ancestral::catalogue::{Catalogue, CatalogueConfig};
+use ancestral::catalogue::{Catalogue, CatalogueConfig, TensorFile};
 use ancestral::conditioning::{HiddenState, TokenBatch};
 use ancestral::models::{Provider, ProviderConfig};
 use ancestral::pipeline::{Family, Model, ModelProvider, ModelRequest, Prediction};
+use ancestral::prompt::LoraTag;
 use ancestral::runtime::{LibrarySearch, Runtime, RuntimeOptions, find_library};
 use ancestral::sampling::UnetInput;
 use ndarray::{Array, Array2, Array3, Array4, ArrayD, Axis, Dimension, concatenate, s};
@@ -563,4 +564,116 @@ fn exports_keep_the_name_the_hash_and_the_values() {
         );
         assert_close(&got, &want, 1e-6, name);
     }
+}
+
+/// A safetensors file of float32 tensors.
+fn write_tensors(path: &Path, tensors: &[(String, ArrayD<f32>)]) {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, values) in tensors {
+        let begin = data.len();
+        data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        let entry = serde_json::json!({"dtype": "F32", "shape": values.shape(), "data_offsets": [begin, data.len()]});
+        header.insert(name.clone(), entry);
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.extend_from_slice(&data);
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn with_networks(provider: &Provider, checkpoint: &str, names: &[(&str, f64, f64)]) -> Arc<Model> {
+    let request = ModelRequest {
+        checkpoint: format!("{checkpoint}.safetensors"),
+        vae: "None".to_owned(),
+        loras: names
+            .iter()
+            .map(|(name, te, unet)| LoraTag {
+                name: (*name).to_owned(),
+                text_encoder_multiplier: *te,
+                unet_multiplier: *unet,
+                dynamic_rank: None,
+            })
+            .collect(),
+        ..ModelRequest::default()
+    };
+    provider.load(&request).unwrap()
+}
+
+/// UNet output and text state for one fixed input.
+fn fingerprint(model: &Model) -> (Array4<f32>, Array3<f32>) {
+    let input = UnetInput {
+        sample: pattern((1, 4, 8, 8), 1.0),
+        timestep: vec![500.0],
+        context: pattern((1, 77, 128), 1.0),
+        vector: None,
+    };
+    let batch = TokenBatch {
+        ids: chunk("tiny-sd1", "plain"),
+        overrides: Vec::new(),
+    };
+    let state = HiddenState::Normalised { from_end: 2 };
+    let text = model.text_encoders[0].encode(&batch, state).unwrap().hidden;
+    (model.unet.predict(&input).unwrap(), text)
+}
+
+#[test]
+fn a_lora_as_graph_inputs_equals_the_merged_difference() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, target) in [("tiny-sd1", 2.0_f32), ("tiny-sd2-v", 4.0)] {
+        // The same network once more, as whole differences, which are merged into the weights.
+        let path = data_folder().join(format!("models/Lora/{name}-lora.safetensors"));
+        let file = TensorFile::open_safetensors(&path).unwrap();
+        let mut whole = Vec::new();
+        for tensor in file
+            .names()
+            .filter(|name| name.ends_with(".lora_up.weight"))
+        {
+            let key = tensor.trim_end_matches(".lora_up.weight");
+            let matrix = |part: &str| {
+                let name = format!("{key}.{part}.weight");
+                let shape = file.get(&name).unwrap().shape.clone();
+                let columns = shape[1..].iter().product();
+                Array2::from_shape_vec((shape[0], columns), file.read_f32(&name).unwrap()).unwrap()
+            };
+            let alpha = file.read_f32(&format!("{key}.alpha")).unwrap()[0];
+            let difference = matrix("lora_up").dot(&matrix("lora_down")) * (alpha / target);
+            whole.push((format!("{key}.diff"), difference.into_dyn()));
+        }
+        write_tensors(
+            &folder.path().join(format!("{name}-whole.safetensors")),
+            &whole,
+        );
+    }
+    let models = data_folder().join("models");
+    let catalogue = Catalogue::new(CatalogueConfig {
+        models_dir: models.clone(),
+        network_dirs: vec![models.join("Lora"), folder.path().to_owned()],
+        ..CatalogueConfig::default()
+    });
+    let config = ProviderConfig {
+        tower_folders: vec![models],
+        ..ProviderConfig::default()
+    };
+    let provider = Provider::new(runtime(), Arc::new(catalogue), config);
+    for name in ["tiny-sd1", "tiny-sd2-v"] {
+        let (lora, whole) = (format!("{name}-lora"), format!("{name}-whole"));
+        let plain = fingerprint(&with_networks(&provider, name, &[]));
+        let model = with_networks(&provider, name, &[(&lora, 0.5, 0.8)]);
+        assert_eq!(model.networks[0].0, lora);
+        assert_eq!(model.networks[0].1.len(), 12);
+        let adapted = fingerprint(&model);
+        let merged = fingerprint(&with_networks(&provider, name, &[(&whole, 0.5, 0.8)]));
+        assert_close(&adapted.0, &merged.0, 1e-5, name);
+        assert_close(&adapted.1, &merged.1, 1e-5, name);
+        assert!(difference(&adapted.0, &plain.0) > 1e-4, "{name}");
+        assert!(difference(&adapted.1, &plain.1) > 1e-4, "{name}");
+        // Twice half is once, and the same session serves both.
+        let twice = with_networks(&provider, name, &[(&lora, 0.25, 0.4), (&lora, 0.25, 0.4)]);
+        assert_close(&fingerprint(&twice).0, &adapted.0, 1e-5, name);
+        let again = fingerprint(&with_networks(&provider, name, &[]));
+        assert_eq!(again.0, plain.0);
+    }
+    let missing = with_networks(&provider, "tiny-sd1", &[("nowhere", 1.0, 1.0)]);
+    assert_eq!(missing.missing_networks, ["nowhere"]);
 }

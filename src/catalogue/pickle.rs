@@ -25,10 +25,9 @@ const MAX_DIRECTORY_BYTES: u64 = 64 << 20;
 /// A value that a pickle builds.
 #[derive(Debug, Clone)]
 pub(super) enum Value {
-    None,
-    Bool(bool),
+    /// `None`, a truth value or a float: nothing that is read asks for them.
+    Plain,
     Int(i64),
-    Float(f64),
     Text(Rc<str>),
     Bytes,
     Tuple(Rc<Vec<Value>>),
@@ -348,9 +347,7 @@ impl Machine<'_> {
             0x95 => drop(self.take(8)?),
             b'(' => self.stack.push(Value::Mark),
             b'0' => drop(self.pop()?),
-            b'N' => self.stack.push(Value::None),
-            0x88 => self.stack.push(Value::Bool(true)),
-            0x89 => self.stack.push(Value::Bool(false)),
+            b'N' | 0x88 | 0x89 => self.stack.push(Value::Plain),
             b'}' => self.push_dict(Vec::new()),
             b']' => self.push_list(Vec::new()),
             b')' => self.push_tuple(Vec::new()),
@@ -400,8 +397,8 @@ impl Machine<'_> {
             b'J' => Value::Int(i64::from((self.number(4)? as u32).cast_signed())),
             0x8a => self.long()?,
             b'G' => {
-                let bytes = self.take(8)?.try_into().map_err(|_| "it ends early")?;
-                Value::Float(f64::from_be_bytes(bytes))
+                self.take(8)?;
+                Value::Plain
             }
             0x8c => self.text(1)?,
             b'X' => self.text(4)?,
@@ -449,7 +446,7 @@ impl Machine<'_> {
         let width = usize::from(self.byte()?);
         let bytes = self.take(width)?;
         if width > 8 {
-            return Ok(Value::None);
+            return Ok(Value::Plain);
         }
         let negative = bytes.last().is_some_and(|byte| byte & 0x80 != 0);
         let mut full = [if negative { 0xff } else { 0 }; 8];

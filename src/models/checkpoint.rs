@@ -161,6 +161,20 @@ impl CheckpointPlan {
         Weights::new(Arc::clone(&self.file), prefix)
     }
 
+    /// Values of the embedding of one size or crop number in SDXL's vector conditioning.
+    #[must_use]
+    pub fn size_embedding_width(&self) -> Option<usize> {
+        let total = self.unet_weights().dim("label_emb.0.0.weight", 1).ok()?;
+        let last = self.towers.len().checked_sub(1)?;
+        let pooled = self.text_weights(last).dim("text_projection", 1).ok()?;
+        let size_count = if self.layout.family == CheckpointFamily::SdxlRefiner {
+            5
+        } else {
+            6
+        };
+        Some(total.checked_sub(pooled)? / size_count)
+    }
+
     /// Whether the checkpoint has a VAE of its own.
     #[must_use]
     pub fn has_vae(&self) -> bool {

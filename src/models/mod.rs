@@ -4,7 +4,9 @@
 //! its graphs from the weights file ([`graphs`]) or takes them from an ONNX folder, and keeps the
 //! sessions that were used last.
 
+mod adapted;
 mod checkpoint;
+mod embeddings;
 mod export;
 pub mod graphs;
 pub mod lora;

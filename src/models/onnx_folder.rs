@@ -20,6 +20,7 @@ pub(super) struct FolderFacts {
     pub(super) prediction: Prediction,
     pub(super) vae_scale: f32,
     pub(super) alphas_cumprod: Arc<[f32]>,
+    pub(super) size_embedding_width: usize,
     /// Layers at the end that the export's first text tower lacks.
     dropped_layers: usize,
 }
@@ -64,6 +65,10 @@ pub(super) fn read_facts(folder: &Path) -> FolderFacts {
                 .unwrap_or(1000)
                 .clamp(1, 100_000),
         ),
+        size_embedding_width: unet["addition_time_embed_dim"]
+            .as_u64()
+            .and_then(|width| usize::try_from(width).ok())
+            .unwrap_or(256),
         // diffusers leaves out the last layer of SD 2.x, which is never used.
         dropped_layers: ours["dropped_text_layers"]
             .as_u64()

@@ -6,11 +6,14 @@ use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
 
+use super::adapted::AdaptedSessions;
 use super::checkpoint::{
     CheckpointPlan, LoadError, load_built, load_text_encoders, load_vae, open_weights,
     predicts_velocity,
 };
+use super::embeddings::FittingEmbeddings;
 use super::graphs::{BuildOptions, Weights};
+use super::lora::AppliedNetwork;
 use super::networks::{GraphTextEncoder, GraphUnet, GraphVae};
 use super::onnx_folder;
 use crate::catalogue::{Catalogue, Checkpoint, CheckpointFormat, TensorFile, VAE_PREFIX, VaeFile};
@@ -90,6 +93,18 @@ struct LoadedCheckpoint {
     /// The weights file, if it is one with a VAE inside.
     vae_weights: Option<Weights>,
     text_cache: Arc<ConditioningCache>,
+    size_embedding_width: usize,
+    /// Sessions with networks applied; `None`: the checkpoint cannot take any.
+    adapted: Option<AdaptedSessions>,
+}
+
+/// The networks of one request.
+#[derive(Default)]
+struct RequestedNetworks {
+    applied: Vec<AppliedNetwork>,
+    /// Name as in the prompt and short hash.
+    named: Vec<(String, String)>,
+    missing: Vec<String>,
 }
 
 /// Bytes of encoded prompts that a checkpoint keeps.
@@ -148,6 +163,8 @@ impl Provider {
             request.tiling,
         )?;
         drop(loaded);
+        let networks = self.networks(request, &checkpoint)?;
+        let (unet, text_encoders) = self.with_networks(&main, &checkpoint, &networks)?;
         let vae_file = match vae_file {
             Some(file) => {
                 let mut hash = self.catalogue.vae_hash(&file).map_err(io)?;
@@ -164,20 +181,102 @@ impl Provider {
             unet_channels: main.unet.channels(),
             vae_scale: main.vae_scale,
             alphas_cumprod: Arc::clone(&main.alphas_cumprod),
-            unet: Arc::clone(&main.unet) as Arc<dyn crate::sampling::Unet>,
-            text_encoders: main
-                .text_encoders
-                .iter()
-                .map(|encoder| Arc::clone(encoder) as Arc<dyn TextEncoder>)
+            unet: unet as Arc<dyn crate::sampling::Unet>,
+            embeddings: Some(Arc::new(FittingEmbeddings::new(
+                self.catalogue.embeddings(),
+                &text_encoders
+                    .iter()
+                    .map(|encoder| encoder.width())
+                    .collect::<Vec<_>>(),
+            ))),
+            text_encoders: text_encoders
+                .into_iter()
+                .map(|encoder| encoder as Arc<dyn TextEncoder>)
                 .collect(),
             vae: vae as Arc<dyn pipeline::Vae>,
             vae_file,
-            embeddings: None,
             text_cache: Arc::clone(&main.text_cache),
-            size_embedding_width: 256,
-            networks: Vec::new(),
-            missing_networks: request.loras.iter().map(|lora| lora.name.clone()).collect(),
+            size_embedding_width: main.size_embedding_width,
+            networks: networks.named,
+            missing_networks: networks.missing,
         })
+    }
+
+    /// Opens the network files that a request names.
+    fn networks(
+        &self,
+        request: &ModelRequest,
+        checkpoint: &Checkpoint,
+    ) -> Result<RequestedNetworks, LoadError> {
+        let mut found = RequestedNetworks::default();
+        for tag in &request.loras {
+            let Some(network) = self.catalogue.networks().find(&tag.name) else {
+                found.missing.push(tag.name.clone());
+                continue;
+            };
+            // A file that cannot be read is told in the log and left out, as in A1111.
+            let file = match open_weights(&network.path) {
+                Ok(file) => Arc::new(file),
+                Err(error) => {
+                    tracing::warn!(network = %tag.name, %error, "this network cannot be read");
+                    found.missing.push(tag.name.clone());
+                    continue;
+                }
+            };
+            let hash = network
+                .short_hash(self.catalogue.hashes())
+                .map_err(|source| LoadError::Io {
+                    path: network.path.display().to_string(),
+                    source,
+                })?;
+            found.named.push((tag.name.clone(), hash));
+            found.applied.push(AppliedNetwork {
+                name: tag.name.clone(),
+                file,
+                text_multiplier: tag.text_encoder_multiplier as f32,
+                unet_multiplier: tag.unet_multiplier as f32,
+                dynamic_rank: tag.dynamic_rank,
+            });
+        }
+        if !found.applied.is_empty() && checkpoint.format == CheckpointFormat::OnnxFolder {
+            return Err(LoadError::Unusable {
+                path: checkpoint.path.display().to_string(),
+                reason: "LoRA need the checkpoint file; an ONNX export cannot take them".to_owned(),
+            });
+        }
+        Ok(found)
+    }
+
+    /// The UNet and the text towers with the networks applied.
+    fn with_networks(
+        &self,
+        main: &LoadedCheckpoint,
+        checkpoint: &Checkpoint,
+        networks: &RequestedNetworks,
+    ) -> Result<(Arc<GraphUnet>, Vec<Arc<GraphTextEncoder>>), LoadError> {
+        let (mut unet, mut text) = (Arc::clone(&main.unet), main.text_encoders.clone());
+        let Some(sessions) = main
+            .adapted
+            .as_ref()
+            .filter(|_| !networks.applied.is_empty())
+        else {
+            return Ok((unet, text));
+        };
+        let begin = Instant::now();
+        let parts = sessions.apply(&self.runtime, &networks.applied)?;
+        if let Some(adapted) = parts.unet {
+            unet = adapted;
+        }
+        for (tower, adapted) in parts.text {
+            text[tower] = adapted;
+        }
+        tracing::debug!(
+            checkpoint = %checkpoint.name,
+            networks = networks.applied.len(),
+            elapsed_ms = begin.elapsed().as_millis() as u64,
+            "networks applied"
+        );
+        Ok((unet, text))
     }
 
     fn checkpoint(
@@ -240,6 +339,8 @@ impl Provider {
             text_encoders,
             vae_weights: plan.has_vae().then(|| plan.vae_weights()),
             text_cache: Arc::new(ConditioningCache::new(TEXT_CACHE_BYTES)),
+            size_embedding_width: plan.size_embedding_width().unwrap_or(256),
+            adapted: Some(AdaptedSessions::new(plan, options)),
         })
     }
 
@@ -261,6 +362,8 @@ impl Provider {
             alphas_cumprod: facts.alphas_cumprod,
             vae_weights: None,
             text_cache: Arc::new(ConditioningCache::new(TEXT_CACHE_BYTES)),
+            size_embedding_width: facts.size_embedding_width,
+            adapted: None,
         })
     }
 
