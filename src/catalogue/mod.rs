@@ -16,4 +16,5 @@ pub use family::{CheckpointFamily, CheckpointLayout, UNET_PREFIX, VAE_PREFIX, de
 pub use hashes::{HashCache, old_hash, sha256_of};
 pub use ldm_config::{HeadRule, LdmConfig, TextTowerConfig, TowerFacts, find_tower_facts};
 pub use networks::{NetworkFile, NetworkList};
+pub use pickle::{Item, PickleError, TorchFile};
 pub use tensor_file::{StoredTensor, StoredType, TensorFile, TensorFileError};

@@ -3,15 +3,17 @@
 //! Follows the safetensors format: eight bytes of little-endian header length, a JSON object of
 //! `name → {dtype, shape, data_offsets}` with offsets counted from the end of the header, then the
 //! data. Headers need not be aligned. What a file claims is checked against its real size before
-//! anything is allocated for it. PyTorch's zip files are read by `pickle`.
+//! anything is allocated for it. Files that torch saved are read by [`super::TorchFile`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use indexmap::IndexMap;
 use serde_json::Value;
+
+use super::pickle::{PickleError, TorchFile};
 
 /// The longest header that is read; real ones are under 1 MiB.
 const MAX_HEADER_BYTES: u64 = 100 << 20;
@@ -26,8 +28,8 @@ pub enum TensorFileError {
     },
     #[error("{path} is no valid safetensors file: {reason}")]
     Malformed { path: String, reason: String },
-    #[error("{path} holds something other than tensors: {reason}")]
-    Pickle { path: String, reason: String },
+    #[error("{path} cannot be used: {source}")]
+    Pickle { path: String, source: PickleError },
     #[error("{path} has no tensor \"{name}\"")]
     Missing { path: String, name: String },
 }
@@ -90,20 +92,49 @@ impl StoredType {
 pub struct StoredTensor {
     pub stored_type: StoredType,
     pub shape: Vec<usize>,
-    /// From the start of the file.
+    /// From the start of the file; 0 for tensors that are held in memory
+    /// ([`TensorFile::inline`]).
     pub offset: u64,
     pub length_bytes: u64,
 }
 
-/// A weights file's table of contents. The data stays in the file.
+/// A weights file's table of contents. The data stays in the file, but for the few tensors that do
+/// not lie there in row-major order.
 #[derive(Debug, Clone)]
 pub struct TensorFile {
     path: PathBuf,
     tensors: IndexMap<String, StoredTensor>,
     metadata: BTreeMap<String, String>,
+    /// Row-major bytes of the tensors that the file has only packed or in another order.
+    inline: HashMap<String, Vec<u8>>,
 }
 
 impl TensorFile {
+    /// Reads the table of contents of a `.safetensors` file or of one that torch saved. The content
+    /// decides, not the name.
+    ///
+    /// # Errors
+    /// When the file cannot be read or does not describe itself truthfully.
+    pub fn open(path: &Path) -> Result<Self, TensorFileError> {
+        let io = |source| TensorFileError::Io {
+            path: path.display().to_string(),
+            source,
+        };
+        let mut beginning = Vec::new();
+        fs_err::File::open(path)
+            .and_then(|file| file.take(16).read_to_end(&mut beginning))
+            .map_err(io)?;
+        let is_safetensors = beginning.get(8) == Some(&b'{')
+            || path
+                .extension()
+                .is_some_and(|extension| extension.eq_ignore_ascii_case("safetensors"));
+        if is_safetensors && !TorchFile::is_torch(&beginning) {
+            Self::open_safetensors(path)
+        } else {
+            TorchFile::open(path)?.tensor_table()
+        }
+    }
+
     /// Reads the header of a `.safetensors` file.
     ///
     /// # Errors
@@ -139,6 +170,7 @@ impl TensorFile {
             path: path_real,
             tensors,
             metadata,
+            inline: HashMap::new(),
         })
     }
 
@@ -153,7 +185,21 @@ impl TensorFile {
             path,
             tensors,
             metadata,
+            inline: HashMap::new(),
         }
+    }
+
+    /// The same with the bytes of tensors that had to be copied out of the file.
+    #[must_use]
+    pub(super) fn with_inline(mut self, inline: HashMap<String, Vec<u8>>) -> Self {
+        self.inline = inline;
+        self
+    }
+
+    /// The row-major bytes of a tensor that is held in memory instead of the file.
+    #[must_use]
+    pub fn inline(&self, name: &str) -> Option<&[u8]> {
+        self.inline.get(name).map(Vec::as_slice)
     }
 
     /// The file itself, links resolved.
@@ -192,6 +238,9 @@ impl TensorFile {
     /// When there is no such tensor or the file cannot be read.
     pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>, TensorFileError> {
         let tensor = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        if let Some(bytes) = self.inline(name) {
+            return Ok(bytes.to_vec());
+        }
         let io = |source| TensorFileError::Io {
             path: self.path.display().to_string(),
             source,
@@ -228,7 +277,8 @@ impl TensorFile {
     }
 }
 
-fn to_f32(bytes: &[u8], stored_type: StoredType) -> Option<Vec<f32>> {
+/// Stored bytes as float32; `None` for types without numbers of ours.
+pub(super) fn to_f32(bytes: &[u8], stored_type: StoredType) -> Option<Vec<f32>> {
     fn each<const N: usize>(bytes: &[u8], convert: impl Fn([u8; N]) -> f32) -> Vec<f32> {
         bytes
             .as_chunks::<N>()

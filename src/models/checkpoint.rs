@@ -202,19 +202,12 @@ impl CheckpointPlan {
     }
 }
 
-/// Opens a weights file by its extension.
+/// Opens a weights file, `.safetensors` or saved by torch.
 ///
 /// # Errors
 /// When it cannot be read.
 pub fn open_weights(path: &Path) -> Result<TensorFile, TensorFileError> {
-    let is_safetensors = path
-        .extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("safetensors"));
-    if is_safetensors {
-        TensorFile::open_safetensors(path)
-    } else {
-        TensorFile::open_pickle(path)
-    }
+    TensorFile::open(path)
 }
 
 fn tower_shapes(

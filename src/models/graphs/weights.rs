@@ -119,6 +119,12 @@ impl Weights {
         self.replaced.get(name).map(Vec::as_slice)
     }
 
+    /// The row-major bytes of a tensor that does not lie in the file as it is.
+    #[must_use]
+    pub fn inline(&self, name: &str) -> Option<&[u8]> {
+        self.file.inline(&self.full(name))
+    }
+
     /// A tensor's values as float32, replacements included.
     ///
     /// # Errors
