@@ -343,10 +343,7 @@ impl Machine<'_> {
             .ok()
             .and_then(|length| self.at.checked_add(length))
             .ok_or(PickleError::Truncated)?;
-        let bytes = self
-            .input
-            .get(self.at..end)
-            .ok_or(PickleError::Truncated)?;
+        let bytes = self.input.get(self.at..end).ok_or(PickleError::Truncated)?;
         self.at = end;
         Ok(bytes)
     }
@@ -552,11 +549,17 @@ impl Machine<'_> {
         let needs = |what: &str| damaged(&format!("{what} without its arguments"));
         match global {
             Global::RebuildTensor => {
-                let arguments = arguments.get(..4).ok_or_else(|| needs("a tensor"))?.to_vec();
+                let arguments = arguments
+                    .get(..4)
+                    .ok_or_else(|| needs("a tensor"))?
+                    .to_vec();
                 self.tensor(&arguments, None)
             }
             Global::RebuildTensorV3 => {
-                let arguments = arguments.get(..7).ok_or_else(|| needs("a tensor"))?.to_vec();
+                let arguments = arguments
+                    .get(..7)
+                    .ok_or_else(|| needs("a tensor"))?
+                    .to_vec();
                 let Node::Global(Global::ElementType(element)) = self.node(arguments[6]) else {
                     return Err(needs("a tensor"));
                 };
@@ -739,7 +742,9 @@ fn pairs(items: &[NodeId]) -> Result<Vec<(NodeId, NodeId)>, PickleError> {
 
 /// A little-endian two's complement integer of any length.
 fn long(bytes: &[u8]) -> Node {
-    let sign = bytes.last().map_or(0, |last| if *last > 0x7f { 0xff } else { 0 });
+    let sign = bytes
+        .last()
+        .map_or(0, |last| if *last > 0x7f { 0xff } else { 0 });
     if bytes.len() > 8 {
         return Node::LongInt(bytes.to_vec());
     }

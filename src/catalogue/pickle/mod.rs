@@ -30,9 +30,7 @@ const MAX_PICKLE_BYTES: u64 = 64 << 20;
 const MAX_UNPACKED_BYTES: u64 = 64 << 20;
 const MAX_UNPACKED_TIMES: u64 = 16;
 /// `torch.serialization.MAGIC_NUMBER`, as the first pickle of the older format has it.
-const MAGIC: [u8; 10] = [
-    0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19,
-];
+const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 /// Where a saved dictionary may keep the tensors that matter, in the order of preference.
 const WRAPPERS: [&str; 6] = [
     "state_dict",
@@ -56,7 +54,9 @@ pub enum PickleError {
     Truncated,
     #[error("it asks for {0}, which weights do not need; nothing of the file was run")]
     Global(String),
-    #[error("it uses the pickle operation {0}, which weights do not need; nothing of the file was run")]
+    #[error(
+        "it uses the pickle operation {0}, which weights do not need; nothing of the file was run"
+    )]
     Operation(String),
     #[error("it needs more than {limit} values, which is more than any checkpoint has")]
     TooManyItems { limit: usize },
@@ -220,7 +220,9 @@ impl TorchFile {
                 "a tensor repeats its elements".to_owned(),
             ));
         }
-        if spec.is_contiguous() && let Place::Plain(begin) = self.places[spec.storage] {
+        if spec.is_contiguous()
+            && let Place::Plain(begin) = self.places[spec.storage]
+        {
             let mut file = fs_err::File::open(&self.path)?;
             return read_at(&mut file, begin + first + spec.offset * size, length);
         }
@@ -301,7 +303,8 @@ fn stored(spec: &TensorSpec) -> Result<StoredTensor, PickleError> {
 
 fn is_pickle_sequence(beginning: &[u8]) -> bool {
     // PROTO 2, LONG1 of ten bytes.
-    beginning.first() == Some(&0x80) && beginning.get(2..4) == Some(&[0x8a, 10])
+    beginning.first() == Some(&0x80)
+        && beginning.get(2..4) == Some(&[0x8a, 10])
         && beginning.get(4..14) == Some(&MAGIC)
 }
 
@@ -323,7 +326,9 @@ fn open_archive(
     if let Some(order) = archive.get(&format!("{prefix}byteorder"))
         && archive.read_member(file, order, 64)? != b"little"
     {
-        return Err(PickleError::Damaged("its numbers are big-endian".to_owned()));
+        return Err(PickleError::Damaged(
+            "its numbers are big-endian".to_owned(),
+        ));
     }
     let pickle = archive
         .get(&format!("{prefix}data.pkl"))
@@ -363,14 +368,18 @@ fn open_sequence(
     let (program, keys) = (next()?, next()?);
     let little = Item::find(&facts, facts.root, "little_endian");
     if little.is_some_and(|id| facts.nodes[id as usize] == Node::Bool(false)) {
-        return Err(PickleError::Damaged("its numbers are big-endian".to_owned()));
+        return Err(PickleError::Damaged(
+            "its numbers are big-endian".to_owned(),
+        ));
     }
     let mut by_key: HashMap<&str, &StorageSpec> = HashMap::new();
     for storage in &program.storages {
         by_key.insert(&storage.key, storage);
     }
     let Node::Sequence(order) = &keys.nodes[keys.root as usize] else {
-        return Err(PickleError::Damaged("it has no list of storages".to_owned()));
+        return Err(PickleError::Damaged(
+            "it has no list of storages".to_owned(),
+        ));
     };
     let mut offset = at as u64;
     let mut found = HashMap::new();
@@ -586,3 +595,6 @@ fn dict_entries(program: &Program, id: NodeId) -> &[(NodeId, NodeId)] {
         _ => &[],
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -371,8 +371,14 @@ impl<'w> GraphBuilder<'w> {
             tensor.raw_data = Some(part.iter().flat_map(|v| v.to_le_bytes()).collect());
             true
         } else {
-            match self.options.storage {
-                Storage::External => {
+            match (self.options.storage, self.weights.inline(name)) {
+                (Storage::External, Some(bytes)) => {
+                    let size = stored.stored_type.size_bytes() as usize;
+                    tensor.data_type = element_of(stored.stored_type, name)?;
+                    tensor.raw_data = Some(bytes[first * size..(first + count) * size].to_vec());
+                    tensor.data_type == data_type::FLOAT
+                }
+                (Storage::External, None) => {
                     let size = stored.stored_type.size_bytes();
                     tensor.data_type = element_of(stored.stored_type, name)?;
                     tensor.data_location = Some(1);
@@ -389,7 +395,7 @@ impl<'w> GraphBuilder<'w> {
                     .into();
                     tensor.data_type == data_type::FLOAT
                 }
-                Storage::InlineHalf => {
+                (Storage::InlineHalf, _) => {
                     let values = self.weights.read_f32(name)?;
                     tensor.data_type = data_type::FLOAT16;
                     tensor.raw_data = Some(half_bytes(&values[first..first + count]));
