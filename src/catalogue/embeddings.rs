@@ -8,8 +8,7 @@ use parking_lot::RwLock;
 use serde_json::Value as Json;
 
 use super::checkpoints::{has_extension, walk};
-use super::pickle::{self, Value};
-use super::{TensorFile, TensorFileError, sha256_of};
+use super::{TensorFile, TensorFileError, TorchFile, sha256_of};
 
 /// One textual inversion.
 #[derive(Debug, Clone, PartialEq)]
@@ -175,33 +174,14 @@ fn matrix(file: &TensorFile, name: &str) -> Result<Array2<f32>, String> {
 /// A1111's own dict with `string_to_param`, or a dict of tensors as diffusers writes.
 fn read_pickled(path: &Path, file: &mut EmbeddingFile) -> Result<(), String> {
     let words = |error: TensorFileError| error.to_string();
-    let top = pickle::read(path).map_err(words)?;
-    let text = |key: &str| match pickle::entry(&top, key) {
-        Some(Value::Text(text)) => Some(text.to_string()),
-        _ => None,
-    };
-    let tensors = match pickle::entry(&top, "string_to_param") {
-        Some(parameters) => pickle::entry(&parameters, "_parameters").unwrap_or(parameters),
-        None => top.clone(),
-    };
-    let entries: Vec<(String, _)> = pickle::entries(&tensors)
-        .into_iter()
-        .filter_map(|(name, value)| match value {
-            Value::Tensor(tensor) => Some((name, tensor.as_ref().clone())),
-            _ => None,
-        })
-        .collect();
-    let names: Vec<String> = entries.iter().map(|(name, _)| name.clone()).collect();
-    let stored = TensorFile::from_parts(
-        path.to_owned(),
-        entries.into_iter().collect(),
-        std::collections::BTreeMap::new(),
-    );
-    file.vectors = plain_vectors(&stored, &names)?;
-    file.step = match pickle::entry(&top, "step") {
-        Some(Value::Int(step)) => Some(step),
-        _ => None,
-    };
+    let saved = TorchFile::open(path).map_err(words)?;
+    let top = saved.root();
+    let text = |key: &str| top.get(key)?.as_text().map(str::to_owned);
+    let tensors = top.get("string_to_param").unwrap_or(top);
+    let tensors = tensors.tensor_table().map_err(words)?;
+    let names: Vec<String> = tensors.names().map(str::to_owned).collect();
+    file.vectors = plain_vectors(&tensors, &names)?;
+    file.step = top.get("step").and_then(|step| step.as_int());
     file.checkpoint_hash = text("sd_checkpoint");
     file.checkpoint_name = text("sd_checkpoint_name");
     Ok(())

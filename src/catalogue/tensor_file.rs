@@ -131,7 +131,7 @@ impl TensorFile {
         if is_safetensors && !TorchFile::is_torch(&beginning) {
             Self::open_safetensors(path)
         } else {
-            TorchFile::open(path)?.tensor_table()
+            TorchFile::open(path)?.weights().tensor_table()
         }
     }
 

@@ -150,6 +150,7 @@ fn is_harmless(module: &str, name: &str) -> bool {
                 | ("numpy", "dtype" | "ndarray")
                 | ("_codecs", "encode")
                 | ("torch", "device")
+                | ("torch.nn.parameter", "Parameter")
                 | ("torch.serialization", "_get_layout")
                 | ("builtins", "int" | "float" | "list" | "dict")
         )

@@ -152,22 +152,11 @@ impl TorchFile {
             .unwrap_or(root)
     }
 
-    /// The table of contents of [`Self::weights`]. Entries that are no tensors are left out.
-    ///
-    /// # Errors
-    /// When what was saved is no dictionary of tensors, or a tensor that must be copied cannot be.
-    pub fn tensor_table(&self) -> Result<TensorFile, TensorFileError> {
-        self.table().map_err(|source| TensorFileError::Pickle {
-            path: self.path.display().to_string(),
-            source,
-        })
-    }
-
-    fn table(&self) -> Result<TensorFile, PickleError> {
+    fn table_of(&self, dict: Item<'_>) -> Result<TensorFile, PickleError> {
         let mut tensors = IndexMap::new();
         let mut inline = HashMap::new();
         let mut copied_bytes = 0;
-        for (key, value) in self.weights().entries() {
+        for (key, value) in dict.entries() {
             let (Some(name), Some(spec)) = (key.as_text(), value.tensor()) else {
                 continue;
             };
@@ -188,6 +177,13 @@ impl TorchFile {
         }
         let table = TensorFile::from_parts(self.path.clone(), tensors, BTreeMap::new());
         Ok(table.with_inline(inline))
+    }
+
+    fn named(&self, source: PickleError) -> TensorFileError {
+        TensorFileError::Pickle {
+            path: self.path.display().to_string(),
+            source,
+        }
     }
 
     /// Where a tensor lies in the file in row-major order, if it does.
@@ -531,6 +527,16 @@ impl<'f> Item<'f> {
         self.tensor().is_some()
     }
 
+    /// The table of contents of a dictionary of tensors. Other entries are left out.
+    ///
+    /// # Errors
+    /// When there is no tensor, or one that must be copied cannot be.
+    pub fn tensor_table(&self) -> Result<TensorFile, TensorFileError> {
+        self.file
+            .table_of(*self)
+            .map_err(|source| self.file.named(source))
+    }
+
     /// A tensor's shape.
     #[must_use]
     pub fn shape(&self) -> Option<Vec<usize>> {
@@ -566,10 +572,7 @@ impl<'f> Item<'f> {
                     PickleError::Damaged("an element type is not understood".to_owned())
                 })
             });
-        values.map_err(|source| TensorFileError::Pickle {
-            path: self.file.path.display().to_string(),
-            source,
-        })
+        values.map_err(|source| self.file.named(source))
     }
 }
 

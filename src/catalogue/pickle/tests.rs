@@ -17,7 +17,7 @@ fn listing() -> Value {
 fn open_bytes(bytes: &[u8]) -> Result<TensorFile, TensorFileError> {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs_err::write(file.path(), bytes).unwrap();
-    TorchFile::open(file.path())?.tensor_table()
+    TorchFile::open(file.path())?.weights().tensor_table()
 }
 
 fn type_name(stored_type: StoredType) -> &'static str {
