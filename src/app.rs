@@ -8,17 +8,18 @@ use std::time::{Duration, Instant};
 
 use actix_web::HttpServer;
 use actix_web::middleware::from_fn;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::api::{StyleBook, StyleRow};
-use crate::catalogue::{Catalogue, CatalogueConfig};
+use crate::catalogue::{Catalogue, CatalogueConfig, sha256_of};
 use crate::config::{Binding, Config, ConfigError, Folders, RuntimeConfig, Settings, Tls};
 use crate::http::{self, CurrentModel, Server};
 use crate::jobs::{Engine, Jobs, Ticket};
-use crate::models::{Provider, ProviderConfig};
+use crate::models::{CheckpointPlan, Provider, ProviderConfig};
 use crate::pipeline::{
     BuiltInUpscalers, ExtrasParams, ExtrasResult, GenerateError, GenerationParams,
-    GenerationResult, JobControl, ModelProvider as _, ModelRequest, extras, generate,
+    GenerationResult, JobControl, ModelProvider as _, ModelRequest, Prediction, extras, generate,
 };
 use crate::prompt::parse_styles_csv;
 use crate::runtime::{
@@ -88,7 +89,10 @@ impl App {
                 memory_budget_bytes: memory_budget(&config.runtime),
             },
         );
-        let engine = Arc::new(Pipeline { provider });
+        let engine = Arc::new(Pipeline {
+            provider,
+            tower_widths: Mutex::default(),
+        });
         Self::with_engine(config, engine, catalogue)
     }
 
@@ -141,6 +145,9 @@ pub fn serve(config: Config) -> Result<(), StartError> {
     actix_web::rt::System::new().block_on(run(app, listener, port))
 }
 
+/// How long answers may take to leave after the last job.
+const SHUTDOWN_SECONDS: u64 = 3;
+
 /// Answers requests on a bound socket until a signal or a request ends it.
 ///
 /// # Errors
@@ -157,7 +164,7 @@ pub async fn run(app: App, listener: TcpListener, port: u16) -> Result<(), Start
     .keep_alive(Duration::from_secs(server.config.server.keep_alive_s))
     .client_request_timeout(Duration::from_secs(60))
     .h1_allow_half_closed(false)
-    .shutdown_timeout(u64::from(u32::MAX))
+    .shutdown_timeout(SHUTDOWN_SECONDS)
     .disable_signals();
     let http = match &server.config.server.tls {
         Some(tls) => http.listen_rustls_0_23(listener, tls_config(tls)?),
@@ -171,11 +178,15 @@ pub async fn run(app: App, listener: TcpListener, port: u16) -> Result<(), Start
     }
     let answering = actix_web::rt::spawn(running);
     stop_asked(&server).await;
-    server.jobs.close();
-    let stopping = actix_web::rt::spawn(async move { handle.stop(true).await });
+    // Progress is answered until the running job is done; then open connections are closed.
+    let finished = actix_web::web::block(move || server.jobs.shut_down());
     tokio::select! {
-        _ = stopping => {}
-        () = signal() => tracing::warn!("stopped at once; the running job is lost"),
+        _ = finished => handle.stop(true).await,
+        () = signal() => {
+            tracing::warn!("stopped at once; the running job is lost");
+            handle.stop(false).await;
+            std::process::exit(130);
+        }
     }
     answering.abort();
     Ok(())
@@ -391,6 +402,7 @@ fn memory_budget(config: &RuntimeConfig) -> u64 {
 /// The pipeline over checkpoints that the ONNX Runtime runs.
 struct Pipeline {
     provider: Provider,
+    tower_widths: Mutex<Vec<usize>>,
 }
 
 impl Engine for Pipeline {
@@ -411,10 +423,17 @@ impl Engine for Pipeline {
     }
 
     fn load(&self, request: &ModelRequest) -> Result<(), GenerateError> {
-        self.provider
-            .load(request)
-            .map(|_| ())
-            .map_err(GenerateError::Load)
+        let model = self.provider.load(request).map_err(GenerateError::Load)?;
+        *self.tower_widths.lock() = model
+            .text_encoders
+            .iter()
+            .map(|encoder| encoder.width())
+            .collect();
+        Ok(())
+    }
+
+    fn tower_widths(&self) -> Vec<usize> {
+        self.tower_widths.lock().clone()
     }
 
     fn unload(&self) {
@@ -510,19 +529,36 @@ fn expand(pattern: &Path) -> Vec<PathBuf> {
 ///
 /// # Errors
 /// When the checkpoint cannot be read or the folder not be written.
-pub fn export(checkpoint: &Path, folder: &Path, half: bool, config: &Config) -> anyhow::Result<()> {
-    let _ = (half, config);
-    anyhow::bail!(
-        "{} cannot be exported into {}: not connected yet",
-        checkpoint.display(),
-        folder.display()
-    )
+pub fn export(checkpoint: &Path, folder: &Path, config: &Config) -> anyhow::Result<()> {
+    // Only checkpoints that do not say what they predict need a run of their UNet.
+    let runtime = runtime(config).ok();
+    let towers = [config.folders.models.clone()];
+    crate::models::export(runtime.as_ref(), checkpoint, folder, &towers)?;
+    Ok(())
 }
 
-/// `ancestral inspect FILE`
+/// `ancestral inspect FILE`: prints what the file is.
 ///
 /// # Errors
-/// When the file cannot be read.
+/// When the file cannot be read or is no checkpoint; the message says what it is instead.
 pub fn inspect(file: &Path) -> anyhow::Result<()> {
-    anyhow::bail!("{} cannot be inspected: not connected yet", file.display())
+    let plan = CheckpointPlan::open(file, &[])?;
+    let prediction = match plan.stated_prediction() {
+        Some(Prediction::Epsilon) => "noise (epsilon)",
+        Some(Prediction::Velocity) => "velocity (v)",
+        None => "not stated; found by a test run when it is loaded",
+    };
+    let text = format!(
+        "{}\n  family      {:?}\n  prediction  {prediction}\n  VAE         {}\n  SHA-256     {}\n",
+        file.display(),
+        plan.family(),
+        if plan.has_vae() {
+            "inside"
+        } else {
+            "missing; put one into models/VAE"
+        },
+        sha256_of(file)?,
+    );
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(())
 }

@@ -23,11 +23,10 @@ fn main() -> ExitCode {
         Command::Export {
             checkpoint,
             folder,
-            half,
             config,
         } => {
             log_to_standard_error(&config);
-            app::export(&checkpoint, &folder, half, &config)
+            app::export(&checkpoint, &folder, &config)
         }
         Command::Inspect { file } => app::inspect(&file),
     };

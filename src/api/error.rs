@@ -112,10 +112,10 @@ impl From<GenerateError> for ApiError {
                 "Exception"
             }
             GenerateError::UnknownSampler { .. } => "AssertionError",
-            GenerateError::InvalidValue(_) => "ValueError",
             GenerateError::Unsupported(_) => "NotImplementedError",
             GenerateError::NotANumber { .. } => "NansException",
             GenerateError::TooManyInitImages { .. }
+            | GenerateError::InvalidValue(_)
             | GenerateError::Load(_)
             | GenerateError::Graph { .. } => "RuntimeError",
         };

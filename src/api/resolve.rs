@@ -236,7 +236,12 @@ fn count(body: &Body, name: &str, limit: i64) -> Result<usize, ApiError> {
         return Ok(number as usize);
     }
     let text = format!("{name} is {number}, and must be from 1 to {limit}");
-    Err(ApiError::unexpected("ValueError", text))
+    // What A1111 stumbles over first where the number is 0.
+    let class = match name {
+        "steps" => "ZeroDivisionError",
+        _ => "IndexError",
+    };
+    Err(ApiError::unexpected(class, text))
 }
 
 fn side(body: &Body, name: &str) -> Result<usize, ApiError> {
@@ -245,7 +250,7 @@ fn side(body: &Body, name: &str) -> Result<usize, ApiError> {
         return Ok(number as usize);
     }
     let text = format!("{name} is {number}, and must be from 8 to {SIDE_LIMIT_PX}");
-    Err(ApiError::unexpected("ValueError", text))
+    Err(ApiError::unexpected("RuntimeError", text))
 }
 
 fn seed(body: &Body, name: &str) -> Option<i64> {

@@ -35,7 +35,6 @@ pub enum Command {
     Export {
         checkpoint: PathBuf,
         folder: PathBuf,
-        half: bool,
         config: Box<Config>,
     },
     /// Say what a model file is.
@@ -177,7 +176,6 @@ impl Command {
             Some(("export", matches)) => Ok(Self::Export {
                 checkpoint: path(matches, "checkpoint"),
                 folder: path(matches, "folder"),
-                half: matches.get_flag("half"),
                 config: Box::new(Config::from_flags(&flags, environment)?),
             }),
             _ => Ok(Self::Serve(Box::new(Config::from_flags(

@@ -211,13 +211,7 @@ fn command() -> clap::Command {
                         .required(true)
                         .value_name("CHECKPOINT"),
                 )
-                .arg(Arg::new("folder").required(true).value_name("DIR"))
-                .arg(
-                    Arg::new("half")
-                        .long("half")
-                        .action(ArgAction::SetTrue)
-                        .help("Store the weights as float16"),
-                ),
+                .arg(Arg::new("folder").required(true).value_name("DIR")),
         )
         .subcommand(
             clap::Command::new("inspect")

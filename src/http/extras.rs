@@ -12,7 +12,7 @@ use crate::api::{
     decode_file, extras_answer, png_info_answer, resolve_extras,
 };
 use crate::jobs::Ticket;
-use crate::pipeline::JobControl as _;
+use crate::pipeline::{GenerateError, JobControl as _};
 
 /// `POST /sdapi/v1/extra-single-image`
 pub(super) async fn single(
@@ -56,7 +56,10 @@ async fn extras(
     let work = move |board: &crate::jobs::Board| {
         board.set_job_count(1);
         let params = resolve_extras(kind, &body, &options)?;
-        let result = for_job.engine.extras(&params, board)?;
+        let result = for_job
+            .engine
+            .extras(&params, board)
+            .map_err(extras_error)?;
         for comment in &result.comments {
             tracing::warn!(comment, "extras");
         }
@@ -64,6 +67,16 @@ async fn extras(
     };
     let answer = server.jobs.run::<_, ApiError>(ticket, work).await??;
     Ok(json(&answer))
+}
+
+/// The same misfit has another class here than in hires fix.
+fn extras_error(error: GenerateError) -> ApiError {
+    match error {
+        GenerateError::UnknownUpscaler { .. } => {
+            ApiError::unexpected("AssertionError", error.to_string())
+        }
+        other => other.into(),
+    }
 }
 
 /// `POST /sdapi/v1/png-info`
@@ -100,7 +113,7 @@ pub(super) async fn interrogate(
         // A failure inside the captioner answers 200 there, with this as the caption.
         Some("clip") => Ok(json(&serde_json::json!({"caption": "<error>"}))),
         Some("deepdanbooru") => Err(ApiError::unexpected(
-            "FileNotFoundError",
+            "IndexError",
             "there is no tagger in models/torch_deepdanbooru",
         )),
         _ => Err(ApiError::http(404, "Model not found")),

@@ -4,11 +4,12 @@
 use std::sync::Arc;
 
 use actix_web::{HttpResponse, web};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Server;
 use super::respond::{Answer, json as json_answer, null};
 use crate::api;
+use crate::catalogue::EmbeddingFile;
 use crate::imaging::LATENT_UPSCALE_MODES;
 use crate::jobs::Ticket;
 use crate::pipeline::{sampler_names, scheduler_names};
@@ -154,9 +155,35 @@ pub(super) async fn styles(server: web::Data<Server>) -> HttpResponse {
     }))
 }
 
-/// `GET /sdapi/v1/embeddings`
-pub(super) async fn embeddings() -> HttpResponse {
-    json_answer(&json!({"loaded": {}, "skipped": {}}))
+/// `GET /sdapi/v1/embeddings`: loaded are those that fit the text towers of the loaded checkpoint.
+pub(super) async fn embeddings(server: web::Data<Server>) -> HttpResponse {
+    let embeddings = server.catalogue.embeddings();
+    let widths = server.engine.tower_widths();
+    let (loaded, skipped) = if widths.is_empty() {
+        (embeddings.files(), Vec::new())
+    } else {
+        embeddings.split(&widths)
+    };
+    json_answer(&json!({
+        "loaded": embedding_items(&loaded),
+        "skipped": embedding_items(&skipped),
+    }))
+}
+
+fn embedding_items(files: &[EmbeddingFile]) -> Map<String, Value> {
+    let item = |file: &EmbeddingFile| {
+        json!({
+            "step": file.step,
+            "sd_checkpoint": file.checkpoint_hash,
+            "sd_checkpoint_name": file.checkpoint_name,
+            "shape": file.width(),
+            "vectors": file.vector_count(),
+        })
+    };
+    files
+        .iter()
+        .map(|file| (file.name.clone(), item(file)))
+        .collect()
 }
 
 /// `GET /sdapi/v1/scripts`
@@ -175,8 +202,29 @@ pub(super) async fn extensions() -> HttpResponse {
 }
 
 /// `GET /sdapi/v1/loras`
-pub(super) async fn loras() -> HttpResponse {
-    list(std::iter::empty())
+pub(super) async fn loras(server: web::Data<Server>) -> HttpResponse {
+    list(server.catalogue.networks().files().iter().map(|file| {
+        let metadata: Map<String, Value> = file
+            .metadata
+            .iter()
+            .filter(|(key, _)| *key != "ssmd_cover_images")
+            .map(|(key, text)| (key.clone(), metadata_value(text)))
+            .collect();
+        json!({
+            "name": file.name,
+            "alias": file.alias,
+            "path": file.path.display().to_string(),
+            "metadata": metadata,
+        })
+    }))
+}
+
+/// Metadata is text; what looks like an object is shown as one, as in A1111.
+fn metadata_value(text: &str) -> Value {
+    let object = text
+        .starts_with('{')
+        .then(|| serde_json::from_str(text).ok());
+    object.flatten().unwrap_or_else(|| json!(text))
 }
 
 /// `POST /sdapi/v1/refresh-checkpoints`
@@ -191,11 +239,12 @@ pub(super) async fn refresh_vaes(server: web::Data<Server>) -> Answer {
 
 /// `POST /sdapi/v1/refresh-embeddings`
 pub(super) async fn refresh_embeddings(server: web::Data<Server>) -> Answer {
-    in_turn(&server, |_| ()).await
+    in_turn(&server, |server| server.catalogue.embeddings().refresh()).await
 }
 
 /// `POST /sdapi/v1/refresh-loras`
-pub(super) async fn refresh_loras() -> HttpResponse {
+pub(super) async fn refresh_loras(server: web::Data<Server>) -> HttpResponse {
+    server.catalogue.networks().refresh();
     null()
 }
 

@@ -1,6 +1,5 @@
 //! The page, its documents, and the small routes of A1111's web page that programs probe.
 
-use actix_web::http::header::LOCATION;
 use actix_web::{HttpResponse, web};
 use serde_json::{Value, json};
 
@@ -50,13 +49,6 @@ pub(super) async fn token() -> HttpResponse {
 /// `GET /login_check`
 pub(super) async fn login_check() -> HttpResponse {
     null()
-}
-
-/// `POST /login`: without a login for the page A1111 sends the browser to it.
-pub(super) async fn login() -> HttpResponse {
-    HttpResponse::Found()
-        .insert_header((LOCATION, "/"))
-        .finish()
 }
 
 /// `GET /queue/status`

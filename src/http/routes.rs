@@ -182,7 +182,6 @@ fn web_page(routes: &mut Routes<'_>) {
     routes.get("/user", page::user);
     routes.get("/token", page::token);
     routes.get("/login_check", page::login_check);
-    routes.post("/login", page::login);
     routes.get("/queue/status", page::queue_status);
     routes.get("/startup-events", page::startup_events);
     routes.get("/theme.css", page::theme);

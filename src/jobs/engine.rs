@@ -33,6 +33,11 @@ pub trait Engine: Send + Sync {
     /// When there is none or it cannot be loaded.
     fn load(&self, request: &ModelRequest) -> Result<(), GenerateError>;
 
+    /// Widths of the token embeddings of the checkpoint that was loaded last; empty before.
+    fn tower_widths(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
     /// Gives the memory of loaded checkpoints back.
     fn unload(&self);
 }

@@ -15,7 +15,7 @@ pub use library::{ExecutionProvider, LibrarySearch, Runtime, RuntimeOptions, fin
 pub enum RuntimeError {
     /// No library in any of the places.
     #[error(
-        "no ONNX Runtime library was found (looked at {looked_at}); run scripts/fetch_runtime, or name the library with --onnxruntime or ORT_DYLIB_PATH"
+        "no ONNX Runtime library was found (looked at {looked_at}); run scripts/fetch_runtime, or name the library with --ort-library or ORT_DYLIB_PATH"
     )]
     LibraryMissing { looked_at: String },
     /// The file is no library, or one that is too old.
