@@ -6,6 +6,7 @@ use super::infotext_field::{Target, apply_infotext};
 use super::resolve::common_params;
 use super::scripts::{IMG2IMG_SCRIPTS, check_alwayson, check_script_name};
 use super::{ApiError, Body, ResolveContext, Resolved};
+use crate::config::Options;
 use crate::pipeline::{Img2ImgParams, SoftInpaintingParams};
 
 /// Resolves a request; every check that A1111 makes before it queues the job.
@@ -24,7 +25,7 @@ pub fn resolve_img2img(mut body: Body, context: &ResolveContext<'_>) -> Result<R
     };
     let mut ignored_overrides = Vec::new();
     let mut params = common_params(&mut body, context, &mut ignored_overrides)?;
-    params.img2img = Some(img2img(&body));
+    params.img2img = Some(img2img(&body, &context.options));
     params.soft_inpainting = arguments.get("soft inpainting").and_then(soft_inpainting);
     let init_images = body.list("init_images").to_vec();
     if init_images.is_empty() {
@@ -46,7 +47,8 @@ pub fn resolve_img2img(mut body: Body, context: &ResolveContext<'_>) -> Result<R
     })
 }
 
-fn img2img(body: &Body) -> Img2ImgParams {
+/// `options` are those before the request's overrides: A1111 reads its noise multiplier there.
+fn img2img(body: &Body, options: &Options) -> Img2ImgParams {
     let both = body.int("mask_blur");
     let blur = |name: &str| both.or(body.int(name)).unwrap_or(4);
     Img2ImgParams {
@@ -61,7 +63,9 @@ fn img2img(body: &Body) -> Img2ImgParams {
         only_masked: body.bool("inpaint_full_res"),
         only_masked_padding: body.int("inpaint_full_res_padding").unwrap_or(0),
         invert_mask: body.int("inpainting_mask_invert").unwrap_or(0) != 0,
-        initial_noise_multiplier: body.float("initial_noise_multiplier"),
+        initial_noise_multiplier: body
+            .float("initial_noise_multiplier")
+            .or_else(|| Some(options.f64("initial_noise_multiplier"))),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::rng::{
     SeedResize, job_seeds,
 };
 use crate::sampling::{
-    self, Img2ImgStart, Latent, Sampler, ScheduledConditioning, Scheduler, Start,
+    self, Img2ImgStart, Latent, Sampler, SamplerKind, ScheduledConditioning, Scheduler, Start,
 };
 
 use super::conditions::BatchConditioning;
@@ -62,11 +62,19 @@ impl Route {
         })
     }
 
+    /// Whether the sampler walks a scheduler's sigmas.
+    fn takes_schedules(self) -> bool {
+        !matches!(self.sampler.kind, SamplerKind::Timestep(_))
+    }
+
     /// Label of the schedule that is really used.
     pub(super) fn label(self) -> &'static str {
         sampling::effective_scheduler(self.sampler, self.scheduler).label
     }
 }
+
+/// Label of the model's own schedule.
+const AUTOMATIC: &str = "Automatic";
 
 fn automatic() -> &'static Scheduler {
     &sampling::SCHEDULERS[0]
@@ -420,7 +428,14 @@ impl<'a> Job<'a> {
             refines,
         )?;
         let label = outcome.schedule_label;
-        pass::tell(&outcome, &self.params.options, &mut self.extra);
+        let schedule_key =
+            (self.route.takes_schedules() && label != AUTOMATIC).then_some("Schedule type");
+        pass::tell(
+            &outcome,
+            &self.params.options,
+            schedule_key,
+            &mut self.extra,
+        );
         self.tell_refiner(refiner.as_deref());
         let mut latent = outcome.latent;
         if let Some(mask) = init.and_then(|init| init.mask.as_ref())

@@ -177,11 +177,11 @@ fn walk_second_pass(
     first_rng: &ImageRng,
 ) -> Result<Sampled, GenerateError> {
     let params = job.params;
-    let prompts = if params.options.bool("hires_fix_use_firstpass_conds") {
-        job.batch_prompts(batch, false)
-    } else {
-        job.batch_prompts(batch, true)
-    };
+    let mut prompts = job.batch_prompts(batch, true);
+    if params.options.bool("hires_fix_use_firstpass_conds") {
+        // The texts are the second pass's all the same; the networks stay.
+        prompts.loras = job.batch_prompts(batch, false).loras;
+    }
     let loras = job.loras(&prompts).to_vec();
     let model = match &hires.checkpoint {
         Some(name) => job.load_named(name, &loras)?,
@@ -234,11 +234,12 @@ fn walk_second_pass(
         (steps, hires.target.upscale_px),
         refines,
     )?;
-    pass::tell(&outcome, &params.options, &mut job.extra);
+    let schedule_key =
+        (outcome.schedule_label != job.route.label()).then_some("Hires schedule type");
+    pass::tell(&outcome, &params.options, schedule_key, &mut job.extra);
     job.tell_refiner(refiner.as_deref());
-    if outcome.schedule_label != job.route.label() {
-        let labels = vec![json!(outcome.schedule_label); params.batch_size * params.batch_count];
-        job.extra.set_per_image("Hires schedule type", labels);
+    if hires.checkpoint.is_some() {
+        job.extra.set("Hires checkpoint", model.short_title());
     }
     Ok(Sampled {
         latent: outcome.latent,

@@ -173,8 +173,9 @@ fn prepared_mask(
     if img2img.invert_mask {
         extra.set("Mask mode", "Inpaint not masked");
     }
-    if img2img.mask_blur_x > 0 && img2img.mask_blur_x == img2img.mask_blur_y {
-        extra.set("Mask blur", img2img.mask_blur_x);
+    let (blur_x, blur_y) = (img2img.mask_blur_x, img2img.mask_blur_y);
+    if blur_x > 0 || blur_y > 0 {
+        extra.set("Mask blur", (blur_x == blur_y).then_some(blur_x));
     }
     let prepared = prepare_mask(
         mask,

@@ -100,8 +100,17 @@ pub(super) fn run(
     Ok((outcome, taken_over.into_inner()))
 }
 
-/// Writes the sampler's infotext entries.
-pub(super) fn tell(outcome: &Outcome, options: &Options, extra: &mut ExtraParams) {
+/// Writes the sampler's infotext entries; `schedule_key` is the key of a schedule that is not the
+/// model's own.
+pub(super) fn tell(
+    outcome: &Outcome,
+    options: &Options,
+    schedule_key: Option<&str>,
+    extra: &mut ExtraParams,
+) {
+    if let Some(key) = schedule_key {
+        extra.set(key, outcome.schedule_label);
+    }
     for entry in &outcome.infotext {
         let value = match &entry.value {
             InfotextValue::True => json!(true),
