@@ -253,7 +253,11 @@ mod tests {
             assert_eq!(have.tokens.len(), CHUNK_LENGTH + 2, "{text}");
             let (weights, rest) = have.multipliers.split_at(want.mult_trimmed.len());
             assert_eq!(weights, want.mult_trimmed, "{text}");
-            assert!(rest.iter().all(|&weight| weight == 1.0), "{text}");
+            assert!(
+                rest.iter()
+                    .all(|weight| weight.to_bits() == 1_f64.to_bits()),
+                "{text}"
+            );
             let fixes: Vec<(usize, String)> = have
                 .fixes
                 .iter()

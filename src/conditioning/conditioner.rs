@@ -185,6 +185,10 @@ impl<'a> Conditioner<'a> {
     ///
     /// # Errors
     /// When `encoders` are not as many as the family has towers.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "every tower keeps the source; a caller gives its own away"
+    )]
     pub fn new(
         family: Family,
         encoders: &[Arc<dyn TextEncoder>],
@@ -292,7 +296,7 @@ impl<'a> Conditioner<'a> {
     /// # Errors
     /// When a tower fails.
     pub fn empty_context(&self, size: PictureSize) -> Result<Array2<f32>, ConditioningError> {
-        let encoded = self.encode(vec![String::new()], size, Side::Positive)?;
+        let encoded = self.encode(&[String::new()], size, Side::Positive)?;
         Ok(encoded.texts[0].context.clone())
     }
 
@@ -331,7 +335,7 @@ impl<'a> Conditioner<'a> {
             .into_iter()
             .map(|entry| (entry.end_at_step, entry.text))
             .unzip();
-        let encoded = self.encode(texts, size, side)?;
+        let encoded = self.encode(&texts, size, side)?;
         Ok(ends
             .into_iter()
             .zip(&encoded.texts)
@@ -344,14 +348,14 @@ impl<'a> Conditioner<'a> {
 
     fn encode(
         &self,
-        texts: Vec<String>,
+        texts: &[String],
         size: PictureSize,
         side: Side,
     ) -> Result<Arc<Encoded>, ConditioningError> {
         let encoded = if let Some((cache, scope)) = &self.cache {
             let key = EncodingKey {
                 scope: scope.clone(),
-                texts: texts.clone(),
+                texts: texts.to_vec(),
                 settings: self.settings.clone(),
                 size: matches!(self.family, Family::Sdxl | Family::SdxlRefiner).then_some(size),
                 side,
@@ -359,12 +363,12 @@ impl<'a> Conditioner<'a> {
             if let Some(encoded) = cache.get(&key) {
                 encoded
             } else {
-                let encoded = Arc::new(self.encode_batch(&texts, size, side)?);
+                let encoded = Arc::new(self.encode_batch(texts, size, side)?);
                 cache.insert(key, Arc::clone(&encoded));
                 encoded
             }
         } else {
-            Arc::new(self.encode_batch(&texts, size, side)?)
+            Arc::new(self.encode_batch(texts, size, side)?)
         };
         let mut used = self.used_embeddings.lock();
         for embedding in &encoded.used_embeddings {
@@ -578,6 +582,9 @@ struct TowerStates {
     pooled: Option<Array2<f32>>,
 }
 
+/// A chunk's tokens, and where which embeddings take their place.
+type ChunkKey = (Vec<u32>, Vec<(usize, String)>);
+
 /// The chunks of all texts as rows of one encoder call; equal chunks share a row.
 struct Rows {
     batch: TokenBatch,
@@ -593,7 +600,7 @@ impl Rows {
     ) -> Result<Self, ConditioningError> {
         let mut ids: Vec<i64> = Vec::new();
         let mut overrides = Vec::new();
-        let mut known: HashMap<(Vec<u32>, Vec<(usize, String)>), usize> = HashMap::new();
+        let mut known: HashMap<ChunkKey, usize> = HashMap::new();
         let mut of_text = Vec::with_capacity(texts.len());
         for chunks in texts {
             let mut rows = Vec::with_capacity(chunks.len());

@@ -40,7 +40,6 @@ impl Segment {
     /// Whether this is a `BREAK` that ends the chunk. One whose weight was changed by brackets
     /// around it is an ordinary word.
     #[must_use]
-    #[expect(clippy::float_cmp, reason = "the mark is exactly -1 or no mark")]
     pub fn is_break(&self) -> bool {
         self.text == "BREAK" && self.weight == BREAK_MARK
     }

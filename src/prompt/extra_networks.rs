@@ -69,6 +69,7 @@ pub enum LoraTagError {
 ///
 /// # Errors
 /// When a multiplier or the rank is no number, or every item is named.
+#[must_use]
 pub fn parse_lora_tag(network: &ExtraNetwork) -> Option<Result<LoraTag, LoraTagError>> {
     matches!(network.kind.as_str(), "lora" | "lyco").then(|| read_lora(network))
 }

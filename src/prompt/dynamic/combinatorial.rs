@@ -39,6 +39,15 @@ fn each(
     environment: &mut Environment<'_>,
     emit: &mut Emit<'_>,
 ) -> Result<bool, DynamicPromptError> {
+    environment.step(|environment| each_of(command, context, environment, emit))
+}
+
+fn each_of(
+    command: &Command,
+    context: &Context,
+    environment: &mut Environment<'_>,
+    emit: &mut Emit<'_>,
+) -> Result<bool, DynamicPromptError> {
     match command {
         Command::Literal(text) => emit(environment, text.clone()),
         Command::Assignment { .. } => emit(environment, String::new()),
@@ -90,7 +99,7 @@ fn each_sequence(
             pieces.push(Piece::Listed(command));
         } else {
             pieces.push(Piece::Drawn(generators.len()));
-            generators.push(Generator::new(Rc::new(command.clone()), context.clone())?);
+            generators.push(Generator::new(Rc::new(command.clone()), &context)?);
         }
     }
     each_tail(

@@ -27,6 +27,8 @@ pub enum DynamicPromptError {
     UnknownVariable { name: String },
     #[error("the prompt template is nested too deeply; a wildcard or variable may name itself")]
     TooDeep,
+    #[error("the prompt template stands for too much text")]
+    TooLarge,
     #[error("the prompt template offers a choice whose weights are all 0")]
     NoWeight,
 }
@@ -42,12 +44,9 @@ pub fn expand_random(
     wildcards: &dyn WildcardSource,
 ) -> Result<Vec<String>, DynamicPromptError> {
     let command = template::parse(template)?;
-    let mut generator = Generator::new(command.into(), Context::new(Method::Random))?;
+    let mut generator = Generator::new(command.into(), &Context::new(Method::Random))?;
     let mut prompts = Vec::with_capacity(seeds.len());
-    let mut environment = Environment {
-        random: PythonRandom::new(0),
-        wildcards,
-    };
+    let mut environment = Environment::new(0, wildcards);
     for &seed in seeds {
         environment.random = PythonRandom::new(seed);
         prompts.push(generator.next(&mut environment)?.unwrap_or_default());
@@ -67,10 +66,7 @@ pub fn expand_all(
     wildcards: &dyn WildcardSource,
 ) -> Result<Vec<String>, DynamicPromptError> {
     let command = template::parse(template)?;
-    let mut environment = Environment {
-        random: PythonRandom::new(seed),
-        wildcards,
-    };
+    let mut environment = Environment::new(seed, wildcards);
     combinatorial::list(&command.into(), limit, &mut environment)
 }
 
@@ -184,6 +180,21 @@ mod tests {
             expand_all("__none__ {a|b}", 9, 1, &wildcards),
             Ok(vec!["__none__ a".to_owned(), "__none__ b".to_owned()])
         );
+        let mut doubling = "${a=x}".to_owned();
+        for pair in [
+            "ab", "bc", "cd", "de", "ef", "fg", "gh", "hi", "ij", "jk", "kl", "lm", "mn",
+        ] {
+            let (from, to) = pair.split_at(1);
+            let value = format!("${{{from}}}").repeat(4);
+            doubling = format!("{doubling}${{{to}={value}}}");
+        }
+        doubling += "${n}";
+        for outcome in [
+            expand_random(&doubling, &[1], &wildcards),
+            expand_all(&doubling, 9, 1, &wildcards),
+        ] {
+            assert_eq!(outcome, Err(DynamicPromptError::TooLarge));
+        }
         let options = vec!["x"; 40].join("|");
         assert!(expand_all(&format!("{{40$${options}}}"), 9, 1, &wildcards).is_ok());
     }

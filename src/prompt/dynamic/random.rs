@@ -10,6 +10,11 @@ use crate::prompt::python_random::PythonRandom;
 
 /// Wildcards and variables within each other.
 const MAX_DEPTH: usize = 40;
+/// Texts drawn for one template, all pictures together: variables that double each other would go on
+/// for hours.
+const MAX_STEPS: usize = 1_000_000;
+/// Texts that are being drawn within each other at one time; the stack holds no more for certain.
+const MAX_NESTING: usize = 200;
 /// Arrangements that a cyclic choice of several options goes through.
 const MAX_ARRANGEMENTS: usize = 4096;
 /// Empty values of a wildcard in a row before it is taken for one without values.
@@ -27,6 +32,34 @@ pub(super) enum Method {
 pub(super) struct Environment<'a> {
     pub(super) random: PythonRandom,
     pub(super) wildcards: &'a dyn WildcardSource,
+    steps_left: usize,
+    nesting: usize,
+}
+
+impl<'a> Environment<'a> {
+    pub(super) fn new(seed: i64, wildcards: &'a dyn WildcardSource) -> Self {
+        Self {
+            random: PythonRandom::new(seed),
+            wildcards,
+            steps_left: MAX_STEPS,
+            nesting: 0,
+        }
+    }
+
+    /// Does one piece of work, which may consist of others.
+    pub(super) fn step<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, DynamicPromptError>,
+    ) -> Result<T, DynamicPromptError> {
+        if self.steps_left == 0 || self.nesting == MAX_NESTING {
+            return Err(DynamicPromptError::TooLarge);
+        }
+        self.steps_left -= 1;
+        self.nesting += 1;
+        let outcome = work(self);
+        self.nesting -= 1;
+        outcome
+    }
 }
 
 /// What is in force where a command stands.
@@ -162,7 +195,7 @@ pub(super) fn sample_once(
         Method::Combinatorial => context.with_method(Method::Random),
         _ => context.clone(),
     };
-    let mut generator = Generator::new(Rc::clone(command), context)?;
+    let mut generator = Generator::new(Rc::clone(command), &context)?;
     Ok(generator.next(environment)?.unwrap_or_default())
 }
 
@@ -275,12 +308,12 @@ enum State {
 
 impl Generator {
     /// A generator of `command`. Variables are resolved at once.
-    pub(super) fn new(command: Rc<Command>, context: Context) -> Result<Self, DynamicPromptError> {
+    pub(super) fn new(command: Rc<Command>, context: &Context) -> Result<Self, DynamicPromptError> {
         let method = context.method_of(&command);
         let context = context.with_method(method);
         if let Command::Variable { name, default } = &*command {
             let value = context.variable(name, default.as_deref())?;
-            return Self::new(value, context.deeper()?);
+            return Self::new(value, &context.deeper()?);
         }
         Ok(Self {
             command,
@@ -291,6 +324,13 @@ impl Generator {
 
     /// The next text; `None` when there is none.
     pub(super) fn next(
+        &mut self,
+        environment: &mut Environment<'_>,
+    ) -> Result<Option<String>, DynamicPromptError> {
+        environment.step(|environment| self.next_text(environment))
+    }
+
+    fn next_text(
         &mut self,
         environment: &mut Environment<'_>,
     ) -> Result<Option<String>, DynamicPromptError> {
@@ -340,12 +380,12 @@ impl Generator {
                 Ok(State::All(generators(commands, &context)?))
             }
             Command::Variable { .. } => {
-                let other = Self::new(Rc::clone(&self.command), self.context.clone())?;
+                let other = Self::new(Rc::clone(&self.command), &self.context)?;
                 Ok(State::Other(Box::new(other)))
             }
             Command::Wrap { wrapper, inner } => {
                 let generator =
-                    |command: &Command| Self::new(Rc::new(command.clone()), self.context.clone());
+                    |command: &Command| Self::new(Rc::new(command.clone()), &self.context);
                 Ok(State::Wrap(Box::new((
                     generator(wrapper)?,
                     generator(inner)?,
@@ -378,7 +418,7 @@ impl Generator {
             return self.start_turns(variant);
         }
         if let [(_, only)] = &variant.options[..] {
-            let other = Self::new(Rc::new(only.clone()), self.context.clone())?;
+            let other = Self::new(Rc::new(only.clone()), &self.context)?;
             return Ok(State::Other(Box::new(other)));
         }
         Ok(State::Options(variant.clone()))
@@ -422,7 +462,7 @@ impl Generator {
             for value in &values {
                 let command = Rc::new(parse(&value.text)?);
                 for _ in 0..repetitions(value) {
-                    let generator = Self::new(Rc::clone(&command), context.clone())?;
+                    let generator = Self::new(Rc::clone(&command), &context)?;
                     arrangements.push(vec![generator]);
                 }
             }
@@ -451,7 +491,7 @@ fn generators(
 ) -> Result<Vec<Generator>, DynamicPromptError> {
     commands
         .into_iter()
-        .map(|command| Generator::new(Rc::new(command), context.clone()))
+        .map(|command| Generator::new(Rc::new(command), context))
         .collect()
 }
 

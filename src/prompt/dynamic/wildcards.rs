@@ -172,7 +172,9 @@ fn glob(pattern: &str) -> Option<Regex> {
                     other => regex::escape(&other.to_string()),
                 })
                 .collect();
-            out.push_str(&format!("[{negated}{members}]"));
+            for part in ["[", negated, &members, "]"] {
+                out.push_str(part);
+            }
             rest = &rest[set[0].len()..];
             continue;
         }
