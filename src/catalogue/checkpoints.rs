@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::RwLock;
 
 use super::hashes::old_hash;
-use super::{EmbeddingList, HashCache, NetworkList};
+use super::{EmbeddingList, HashCache, NetworkList, UpscalerList};
 
 /// Which folders to look into.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +24,8 @@ pub struct CatalogueConfig {
     pub network_dirs: Vec<PathBuf>,
     /// A1111's `embeddings`.
     pub embeddings_dir: Option<PathBuf>,
+    /// A1111's folders ESRGAN and RealESRGAN, in this order; empty: those in `models_dir`.
+    pub upscaler_dirs: Vec<PathBuf>,
     /// Where hashes are remembered; `None`: in memory.
     pub hash_cache: Option<PathBuf>,
 }
@@ -128,6 +130,7 @@ pub struct Catalogue {
     vaes: RwLock<Vec<VaeFile>>,
     networks: NetworkList,
     embeddings: EmbeddingList,
+    upscalers: UpscalerList,
 }
 
 impl Catalogue {
@@ -138,6 +141,7 @@ impl Catalogue {
             hashes: HashCache::open(config.hash_cache.clone()),
             networks: NetworkList::new(network_folders(&config)),
             embeddings: EmbeddingList::new(config.embeddings_dir.clone()),
+            upscalers: upscaler_list(&config),
             config,
             checkpoints: RwLock::default(),
             vaes: RwLock::default(),
@@ -169,6 +173,12 @@ impl Catalogue {
     #[must_use]
     pub fn embeddings(&self) -> &EmbeddingList {
         &self.embeddings
+    }
+
+    /// Upscaler networks.
+    #[must_use]
+    pub fn upscalers(&self) -> &UpscalerList {
+        &self.upscalers
     }
 
     /// Scans the checkpoint folders anew.
@@ -393,6 +403,14 @@ fn network_folders(config: &CatalogueConfig) -> Vec<PathBuf> {
     } else {
         config.network_dirs.clone()
     }
+}
+
+fn upscaler_list(config: &CatalogueConfig) -> UpscalerList {
+    let folder = |index: usize, name: &str| {
+        let given = config.upscaler_dirs.get(index).cloned();
+        given.or_else(|| Some(config.models_dir.join(name)))
+    };
+    UpscalerList::new(folder(0, "ESRGAN"), folder(1, "RealESRGAN"))
 }
 
 /// The per-model preference that A1111 keeps in `<stem>.json` under `vae`.

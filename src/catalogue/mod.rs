@@ -9,6 +9,7 @@ mod ldm_config;
 mod networks;
 mod pickle;
 mod tensor_file;
+mod upscalers;
 
 pub use checkpoints::{Catalogue, CatalogueConfig, Checkpoint, CheckpointFormat, VaeFile};
 pub use embeddings::{EmbeddingFile, EmbeddingList};
@@ -18,3 +19,4 @@ pub use ldm_config::{HeadRule, LdmConfig, TextTowerConfig, TowerFacts, find_towe
 pub use networks::{NetworkFile, NetworkList};
 pub use pickle::{Item, PickleError, TorchFile};
 pub use tensor_file::{StoredTensor, StoredType, TensorFile, TensorFileError};
+pub use upscalers::{REALESRGAN_MODELS, RealEsrganModel, UpscalerFile, UpscalerList};

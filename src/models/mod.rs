@@ -14,9 +14,11 @@ mod networks;
 mod onnx_folder;
 mod provider;
 mod schedule;
+mod upscalers;
 
 pub use checkpoint::{CheckpointPlan, LoadError, open_weights};
 pub use export::{ExportError, export};
 pub use networks::{GraphTextEncoder, GraphUnet, GraphVae, NetworkError};
 pub use provider::{Provider, ProviderConfig};
 pub use schedule::alphas_cumprod;
+pub use upscalers::{GraphUpscaler, UpscalerNetworks};

@@ -47,6 +47,7 @@ pub struct Provider {
     config: ProviderConfig,
     /// Most recently used last. Held while loading, so that a checkpoint is loaded once.
     loaded: Mutex<Vec<Loaded>>,
+    upscalers: UpscalerNetworks,
 }
 
 /// A file or folder in the state in which it was loaded.
@@ -114,6 +115,7 @@ impl Provider {
     #[must_use]
     pub fn new(runtime: Runtime, catalogue: Arc<Catalogue>, config: ProviderConfig) -> Self {
         Self {
+            upscalers: UpscalerNetworks::new(runtime.clone(), catalogue.upscalers().clone()),
             runtime,
             catalogue,
             config,
@@ -130,6 +132,7 @@ impl Provider {
     /// Forgets everything that is loaded; jobs that run keep theirs.
     pub fn unload_all(&self) {
         self.loaded.lock().clear();
+        self.upscalers.unload_all();
     }
 
     /// The checkpoint that a request means; an empty name is the first of the list.
@@ -429,6 +432,10 @@ impl ModelProvider for Provider {
 
     fn knows(&self, checkpoint: &str) -> bool {
         self.catalogue.find(checkpoint).is_some()
+    }
+
+    fn upscalers(&self) -> &dyn UpscalerProvider {
+        &self.upscalers
     }
 }
 

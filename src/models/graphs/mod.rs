@@ -7,6 +7,7 @@
 //! free. The contracts are in `onnx/README.md`.
 
 mod builder;
+mod esrgan;
 mod proto;
 mod text;
 mod unet;
@@ -14,6 +15,7 @@ mod vae;
 mod weights;
 
 pub use builder::{AdapterPort, BuildOptions, BuiltGraph, SIDE_FILE, Storage};
+pub use esrgan::{UpscalerShape, upscaler};
 pub use text::{TextTower, TextTowerShape, text_encoder};
 pub(crate) use unet::context_width;
 pub use unet::{Heads, UnetShape, VectorInput, unet};
