@@ -18,8 +18,8 @@ use crate::http::{self, CurrentModel, Server};
 use crate::jobs::{Engine, Jobs, Ticket};
 use crate::models::{CheckpointPlan, Provider, ProviderConfig};
 use crate::pipeline::{
-    BuiltInUpscalers, ExtrasParams, ExtrasResult, GenerateError, GenerationParams,
-    GenerationResult, JobControl, ModelProvider as _, ModelRequest, Prediction, extras, generate,
+    ExtrasParams, ExtrasResult, GenerateError, GenerationParams, GenerationResult, JobControl,
+    ModelProvider as _, ModelRequest, Prediction, extras, generate,
 };
 use crate::prompt::parse_styles_csv;
 use crate::runtime::{
@@ -326,6 +326,7 @@ fn catalogue(folders: &Folders) -> Catalogue {
         extra_checkpoints: folders.checkpoint.iter().cloned().collect(),
         network_dirs: folders.loras.clone(),
         embeddings_dir: Some(folders.embeddings.clone()),
+        upscaler_dirs: folders.upscalers.clone(),
         hash_cache: Some(folders.data.join("cache").join("hashes.json")),
     };
     let catalogue = Catalogue::new(config.clone());
@@ -419,7 +420,7 @@ impl Engine for Pipeline {
         params: &ExtrasParams,
         control: &dyn JobControl,
     ) -> Result<ExtrasResult, GenerateError> {
-        extras(params, &BuiltInUpscalers, None, control)
+        extras(params, self.provider.upscalers(), None, control)
     }
 
     fn load(&self, request: &ModelRequest) -> Result<(), GenerateError> {

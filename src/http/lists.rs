@@ -10,6 +10,7 @@ use super::Server;
 use super::respond::{Answer, json as json_answer, null};
 use crate::api;
 use crate::catalogue::EmbeddingFile;
+use crate::catalogue::REALESRGAN_MODELS;
 use crate::imaging::LATENT_UPSCALE_MODES;
 use crate::jobs::Ticket;
 use crate::pipeline::{sampler_names, scheduler_names};
@@ -47,8 +48,8 @@ pub(super) async fn schedulers() -> HttpResponse {
 }
 
 /// `GET /sdapi/v1/upscalers`: those that work here.
-pub(super) async fn upscalers() -> HttpResponse {
-    let built_in = |name: &str| {
+pub(super) async fn upscalers(server: web::Data<Server>) -> HttpResponse {
+    let built_in = ["None", "Lanczos", "Nearest"].map(|name| {
         json!({
             "name": name,
             "model_name": null,
@@ -56,8 +57,18 @@ pub(super) async fn upscalers() -> HttpResponse {
             "model_url": null,
             "scale": 4.0,
         })
-    };
-    list(["None", "Lanczos", "Nearest"].into_iter().map(built_in))
+    });
+    let networks = server.catalogue.upscalers().files();
+    let networks = networks.into_iter().map(|file| {
+        json!({
+            "name": file.name,
+            "model_name": file.model_name,
+            "model_path": file.model_path,
+            "model_url": null,
+            "scale": file.scale,
+        })
+    });
+    list(built_in.into_iter().chain(networks))
 }
 
 /// `GET /sdapi/v1/latent-upscale-modes`
@@ -107,34 +118,11 @@ pub(super) async fn face_restorers() -> HttpResponse {
 
 /// `GET /sdapi/v1/realesrgan-models`: the models A1111 knows, with where their authors offer them.
 pub(super) async fn realesrgan_models() -> HttpResponse {
-    const BASE: &str = "https://github.com/xinntao/Real-ESRGAN/releases/download";
-    let models = [
-        (
-            "R-ESRGAN General 4xV3",
-            "v0.2.5.0/realesr-general-x4v3.pth",
-            4,
-        ),
-        (
-            "R-ESRGAN General WDN 4xV3",
-            "v0.2.5.0/realesr-general-wdn-x4v3.pth",
-            4,
-        ),
-        (
-            "R-ESRGAN AnimeVideo",
-            "v0.2.5.0/realesr-animevideov3.pth",
-            4,
-        ),
-        ("R-ESRGAN 4x+", "v0.1.0/RealESRGAN_x4plus.pth", 4),
-        (
-            "R-ESRGAN 4x+ Anime6B",
-            "v0.2.2.4/RealESRGAN_x4plus_anime_6B.pth",
-            4,
-        ),
-        ("R-ESRGAN 2x+", "v0.2.1/RealESRGAN_x2plus.pth", 2),
-    ];
-    list(models.into_iter().map(|(name, file, scale)| {
-        json!({"name": name, "path": format!("{BASE}/{file}"), "scale": scale})
-    }))
+    list(
+        REALESRGAN_MODELS
+            .iter()
+            .map(|model| json!({"name": model.name, "path": model.url(), "scale": model.scale})),
+    )
 }
 
 /// `GET /sdapi/v1/prompt-styles`

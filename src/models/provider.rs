@@ -16,9 +16,12 @@ use super::graphs::{BuildOptions, Weights};
 use super::lora::AppliedNetwork;
 use super::networks::{GraphTextEncoder, GraphUnet, GraphVae};
 use super::onnx_folder;
+use super::upscalers::UpscalerNetworks;
 use crate::catalogue::{Catalogue, Checkpoint, CheckpointFormat, TensorFile, VAE_PREFIX, VaeFile};
 use crate::conditioning::{ConditioningCache, TextEncoder};
-use crate::pipeline::{self, Cause, Family, Model, ModelProvider, ModelRequest, Prediction};
+use crate::pipeline::{
+    self, Cause, Family, Model, ModelProvider, ModelRequest, Prediction, UpscalerProvider,
+};
 use crate::runtime::Runtime;
 
 /// How checkpoints are found and kept.
