@@ -3,7 +3,7 @@
 //! Follows A1111 v1.10.1's `get_sampler_and_scheduler`: names match exactly and by case, a trailing
 //! schedule name is split off, and an unknown sampler becomes the first of the list without an error.
 
-use crate::pipeline::{sampler_names, scheduler_names};
+use crate::pipeline::{SAMPLERS, SCHEDULERS};
 
 /// Canonical names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,10 +18,9 @@ pub struct SamplerChoice {
 pub fn choose_sampler(name: &str, scheduler: Option<&str>) -> SamplerChoice {
     let mut rest = name;
     let mut from_suffix = None;
-    for known in scheduler_names() {
-        let spellings = [known.label, known.name]
-            .into_iter()
-            .chain(known.aliases.iter().copied());
+    for known in &SCHEDULERS {
+        let aliases = known.aliases.unwrap_or_default().iter().copied();
+        let spellings = [known.label, known.name].into_iter().chain(aliases);
         for spelling in spellings {
             if let Some(shorter) = rest
                 .strip_suffix(spelling)
@@ -32,12 +31,13 @@ pub fn choose_sampler(name: &str, scheduler: Option<&str>) -> SamplerChoice {
             }
         }
     }
-    let sampler = sampler_names()
+    let sampler = SAMPLERS
+        .iter()
         .find(|sampler| sampler.name == rest)
-        .or_else(|| sampler_names().next())
-        .expect("the table of samplers is not empty");
+        .unwrap_or(&SAMPLERS[0]);
     let label = match scheduler.filter(|text| !text.is_empty()) {
-        Some(wanted) => scheduler_names()
+        Some(wanted) => SCHEDULERS
+            .iter()
             .find(|known| known.name == wanted || known.label == wanted)
             .map_or("Automatic", |known| known.label),
         None => match from_suffix {
@@ -48,5 +48,44 @@ pub fn choose_sampler(name: &str, scheduler: Option<&str>) -> SamplerChoice {
     SamplerChoice {
         sampler: sampler.name.to_owned(),
         scheduler: label.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `(name, scheduler, sampler, label)`, from A1111's own function.
+    const CASES: &[(&str, Option<&str>, &str, &str)] = &[
+        ("Euler", None, "Euler", "Automatic"),
+        ("Euler a", Some("Karras"), "Euler a", "Karras"),
+        ("Euler a", Some("karras"), "Euler a", "Karras"),
+        ("Euler a Karras", None, "Euler a", "Karras"),
+        ("Euler a Exponential", Some("Karras"), "Euler a", "Karras"),
+        ("DPM++ 2M Karras", None, "DPM++ 2M", "Automatic"),
+        ("DPM++ 2M", Some("Automatic"), "DPM++ 2M", "Automatic"),
+        ("DPM++ 2M SDE Karras", None, "DPM++ 2M SDE", "Karras"),
+        (
+            "DPM++ 2M SDE Exponential",
+            None,
+            "DPM++ 2M SDE",
+            "Automatic",
+        ),
+        ("k_euler_a", None, "DPM++ 2M", "Automatic"),
+        ("euler a", None, "DPM++ 2M", "Automatic"),
+        ("", None, "DPM++ 2M", "Automatic"),
+        ("Euler SGM Uniform", None, "DPM++ 2M", "Uniform"),
+        ("Euler SGMUniform", None, "Euler", "SGM Uniform"),
+        ("Euler", Some("Nope"), "Euler", "Automatic"),
+        ("Euler Karras", Some(""), "Euler", "Karras"),
+    ];
+
+    #[test]
+    fn names_resolve_as_in_a1111() {
+        for (name, scheduler, sampler, label) in CASES {
+            let choice = choose_sampler(name, *scheduler);
+            let found = (choice.sampler.as_str(), choice.scheduler.as_str());
+            assert_eq!(found, (*sampler, *label), "{name} with {scheduler:?}");
+        }
     }
 }

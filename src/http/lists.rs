@@ -13,7 +13,7 @@ use crate::catalogue::EmbeddingFile;
 use crate::catalogue::REALESRGAN_MODELS;
 use crate::imaging::LATENT_UPSCALE_MODES;
 use crate::jobs::Ticket;
-use crate::pipeline::{sampler_names, scheduler_names};
+use crate::pipeline::{SAMPLERS, SCHEDULERS};
 
 fn list(items: impl Iterator<Item = Value>) -> HttpResponse {
     json_answer(&items.collect())
@@ -21,28 +21,25 @@ fn list(items: impl Iterator<Item = Value>) -> HttpResponse {
 
 /// `GET /sdapi/v1/samplers`
 pub(super) async fn samplers() -> HttpResponse {
-    list(sampler_names().map(|sampler| {
-        let mut options = serde_json::Map::new();
-        if let Some(scheduler) = sampler.default_scheduler {
-            options.insert("scheduler".to_owned(), json!(scheduler));
-        }
-        for (key, value) in sampler.options {
-            options.insert((*key).to_owned(), json!(value));
-        }
+    list(SAMPLERS.iter().map(|sampler| {
+        let options: Map<String, Value> = sampler
+            .listed_options()
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), json!(value)))
+            .collect();
         json!({"name": sampler.name, "aliases": sampler.aliases, "options": options})
     }))
 }
 
 /// `GET /sdapi/v1/schedulers`
 pub(super) async fn schedulers() -> HttpResponse {
-    list(scheduler_names().map(|scheduler| {
-        let aliases = (!scheduler.aliases.is_empty()).then_some(scheduler.aliases);
+    list(SCHEDULERS.iter().map(|scheduler| {
         json!({
             "name": scheduler.name,
             "label": scheduler.label,
-            "aliases": aliases,
+            "aliases": scheduler.aliases,
             "default_rho": scheduler.default_rho,
-            "need_inner_model": scheduler.need_inner_model,
+            "need_inner_model": scheduler.needs_inner_model,
         })
     }))
 }

@@ -17,10 +17,10 @@ mod model;
 mod params;
 mod pass;
 mod prompts;
-mod sampler_names;
 mod upscalers;
 
 pub use crate::rng::MAX_RANDOM_SEED;
+pub use crate::sampling::{SAMPLERS, SCHEDULERS};
 pub use control::{JobControl, Unattended};
 pub use error::GenerateError;
 pub use extras::{
@@ -30,7 +30,6 @@ pub use extras::{
 pub use generate::generate;
 pub use model::{Cause, Family, Model, ModelProvider, ModelRequest, Posterior, Prediction, Vae};
 pub use params::*;
-pub use sampler_names::{SamplerName, SchedulerName, sampler_names, scheduler_names};
 pub use upscalers::{BuiltInUpscalers, FoundUpscaler, Tiling, UpscalerNetwork, UpscalerProvider};
 
 /// The version that answers and infotexts name: the one whose behaviour is mirrored.
