@@ -32,8 +32,6 @@ pub use walk::{BrownianSource, SolverOptions, Step, UniPcOptions, UniPcSkip, Uni
 mod golden_tests;
 #[cfg(test)]
 mod replay_tests;
-#[cfg(test)]
-mod vector_tests;
 
 use ndarray::{Array2, Array3, Array4};
 

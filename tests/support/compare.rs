@@ -108,8 +108,13 @@ fn compare_texts(
         return Ok(Distance::default());
     }
     let (want, got) = (normal_text(want, context), normal_text(got, context));
+    same_text(&want, &got, path).map(|()| Distance::default())
+}
+
+/// Shows where two texts part.
+fn same_text(want: &str, got: &str, path: &str) -> Result<(), String> {
     if want == got {
-        return Ok(Distance::default());
+        return Ok(());
     }
     let at = want
         .chars()
@@ -124,8 +129,8 @@ fn compare_texts(
     };
     Err(format!(
         "{path}: …{:?}, A1111's …{:?}",
-        around(&got),
-        around(&want)
+        around(got),
+        around(want)
     ))
 }
 
@@ -156,10 +161,18 @@ fn compare_picture(
             .collect()
     };
     let (want_texts, got_texts) = (texts(&want), texts(&got));
-    if want_texts != got_texts {
+    let keywords = |texts: &[(String, String)]| -> Vec<String> {
+        texts.iter().map(|(keyword, _)| keyword.clone()).collect()
+    };
+    if keywords(&want_texts) != keywords(&got_texts) {
         return Err(format!(
-            "{path}: text chunks {got_texts:?}, A1111's {want_texts:?}"
+            "{path}: text chunks {:?}, A1111's {:?}",
+            keywords(&got_texts),
+            keywords(&want_texts)
         ));
+    }
+    for ((keyword, want), (_, got)) in want_texts.iter().zip(&got_texts) {
+        same_text(want, got, &format!("{path} {keyword}"))?;
     }
     picture::compare_files(&got, &want, context.bar).map_err(|why| format!("{path}: {why}"))
 }

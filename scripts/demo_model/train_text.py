@@ -1,0 +1,248 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["numpy==2.4.6", "pillow==13.0.0", "tokenizers==0.23.3", "torch==2.15.0"]
+# ///
+"""Teaches the text encoder to turn a prompt into the states that describe its picture (see conditions.py). Resumable."""
+
+import argparse
+import math
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from concepts import BACKDROPS, caption, draw_spec
+from conditions import CODE, FIRST_PATCH, USED, WIDTH, Conditions
+from models import TextEncoder
+from muon import Muon
+from tokenizer import BOS, EOS, LENGTH, PAD, load_tokenizer
+
+LAYERS = 6
+
+
+def token_map(cond: Conditions, tok: Tokenizer) -> dict[int, int]:
+    """ids that occur in captions -> 1..n; every other token is 0"""
+    rng, used = random.Random(0), {PAD, BOS, EOS}
+    for _ in range(40000):
+        s = draw_spec(rng, cond.variants)
+        words = [] if s.thing is None else cond.words[s.thing]
+        used.update(
+            tok.encode(
+                caption(
+                    rng,
+                    s,
+                    words,
+                    s.thing is not None and len(cond.variants[s.thing]) > 1,
+                )
+            ).ids
+        )
+    for w in [
+        *BACKDROPS,
+        "gray",
+        "monochrome",
+        "emoji",
+        *(w for ws in cond.words for w in ws),
+    ]:
+        used.update(tok.encode(w).ids)
+    return {t: i + 1 for i, t in enumerate(sorted(used))}
+
+
+def compact(ids: list[int], tmap: dict[int, int]) -> list[int]:
+    """token ids -> compact ids of LENGTH, padded; the end token stays when a prompt is too long"""
+    if len(ids) > LENGTH:
+        ids = ids[: LENGTH - 1] + [EOS]
+    return [tmap.get(i, 0) for i in ids] + [tmap[PAD]] * (LENGTH - len(ids))
+
+
+def draw_batch(
+    rng: random.Random, cond: Conditions, tok: Tokenizer, tmap: dict[int, int], n: int
+) -> tuple[list, list[int], torch.Tensor]:
+    """specs, their token counts, and compact ids, sometimes with unknown words put in"""
+    specs, counts, rows = [], [], []
+    for _ in range(n):
+        s = draw_spec(rng, cond.variants)
+        words = [] if s.thing is None else cond.words[s.thing]
+        ids = tok.encode(
+            caption(
+                rng, s, words, s.thing is not None and len(cond.variants[s.thing]) > 1
+            )
+        ).ids
+        if rng.random() < 0.25:
+            inner = ids[1:-1]
+            most = 3 if rng.random() < 0.7 else 24
+            for _ in range(rng.randint(1, most)):
+                at = rng.choice([0, len(inner), rng.randint(0, len(inner))])
+                inner.insert(at, -1)
+            ids = [ids[0], *inner, ids[-1]]
+        specs.append(s)
+        counts.append(min(len(ids), LENGTH))
+        rows.append(compact(ids, tmap))
+    return specs, counts, torch.tensor(rows)
+
+
+def encode(
+    te: TextEncoder, ids: torch.Tensor, keep: torch.Tensor | None = None
+) -> torch.Tensor:
+    """states of compact ids; `keep`: the positions to compute (a causal prefix order is kept)"""
+    if keep is None:
+        return te(ids)
+    tm = te.text_model
+    x = (
+        tm.embeddings.token_embedding(ids[:, keep])
+        + tm.embeddings.position_embedding.weight[keep]
+    )
+    for layer in tm.encoder.layers:
+        x = layer(x, None)
+    return tm.final_layer_norm(x)
+
+
+def load_text(work: Path) -> tuple[TextEncoder, dict[int, int]]:
+    """the trained text encoder with the compact vocabulary"""
+    p = work / "text.pt"
+    if not p.exists():
+        raise SystemExit(f"{p} is missing; run train_text.py first.")
+    st = torch.load(p)
+    te = TextEncoder(vocab=len(st["tmap"]) + 1, layers=LAYERS)
+    te.load_state_dict(st["ema"])
+    return te.eval().requires_grad_(False), st["tmap"]
+
+
+def main() -> int:
+    ap = argparse.ArgumentParser(description=__doc__)
+    ap.add_argument("work", type=Path)
+    ap.add_argument("merges", type=Path, help="CLIP's merges.txt")
+    ap.add_argument("--minutes", type=float, default=30)
+    ap.add_argument("--threads", type=int, default=1)
+    ap.add_argument("--batch", type=int, default=48)
+    ap.add_argument("--lr", type=float, default=3e-3)
+    ap.add_argument("--seed", type=int, default=1)
+    a = ap.parse_args()
+    if not a.merges.exists():
+        print(f"{a.merges} is missing.", file=sys.stderr)
+        return 2
+    print("seed", a.seed)
+    torch.manual_seed(a.seed)
+    torch.set_num_threads(a.threads)
+    cond, tok = Conditions(a.work), load_tokenizer(a.merges)
+    path = a.work / "text.pt"
+    st = torch.load(path) if path.exists() else None
+    tmap = st["tmap"] if st else token_map(cond, tok)
+    te = TextEncoder(vocab=len(tmap) + 1, layers=LAYERS)
+    step = st["step"] if st else 0
+    if st:
+        te.load_state_dict(st["raw"])
+    tm = te.text_model
+    with torch.no_grad():
+        tm.embeddings.token_embedding.weight[0] = 0
+        tm.final_layer_norm.weight[USED:] = 0
+        tm.final_layer_norm.bias[USED:] = 0
+    print(
+        len(tmap),
+        "tokens in use,",
+        sum(p.numel() for p in tm.encoder.parameters()),
+        "parameters in the layers, step",
+        step,
+    )
+    matrices = [p for p in tm.encoder.parameters() if p.ndim == 2]
+    ids = {id(p) for p in matrices}
+    others = [p for p in te.parameters() if id(p) not in ids]
+    opts = [
+        Muon(matrices, lr=a.lr),
+        torch.optim.Adam(others, lr=a.lr, betas=(0.9, 0.98)),
+    ]
+    params = list(te.parameters())
+    ema = [p.detach().clone() for p in params]
+    weight = torch.ones(USED)
+    weight[:CODE] = cond.scale
+    rng, t0, saved, first, log = (
+        random.Random(a.seed * 1000 + step),
+        time.time(),
+        time.time(),
+        step,
+        [],
+    )
+    while True:
+        frac = (time.time() - t0) / (a.minutes * 60)
+        for opt in opts:
+            for g in opt.param_groups:
+                g["lr"] = (
+                    a.lr
+                    * min(1, (step - first + 1) / 50)
+                    * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, frac))))
+                )
+        specs, counts, tokens = draw_batch(rng, cond, tok, tmap, a.batch)
+        want = cond.states(specs, counts)
+        # padding between the words and the patches: any part of it may be left out, which saves time
+        words = min(max(counts), FIRST_PATCH)
+        middle = list(range(words, FIRST_PATCH))
+        middle = sorted(
+            rng.sample(
+                middle,
+                rng.choice([0, 1, 3, len(middle)]) if len(middle) > 3 else len(middle),
+            )
+        )
+        keep = torch.tensor(
+            list(range(words)) + middle + list(range(FIRST_PATCH, LENGTH))
+        )
+        got = encode(te, tokens, keep)[..., :USED]
+        want = want[:, keep, :USED]
+        err = (got - want).pow(2) * weight
+        loss = err.mean()
+        for opt in opts:
+            opt.zero_grad()
+        loss.backward()
+        tm.embeddings.token_embedding.weight.grad[0] = 0  # the unknown word stays put
+        tm.final_layer_norm.weight.grad[USED:] = 0
+        tm.final_layer_norm.bias.grad[USED:] = 0
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        for opt in opts:
+            opt.step()
+        step += 1
+        torch._foreach_lerp_(
+            ema,
+            [p.detach() for p in params],
+            1 - min(0.995, (step - first) / (step - first + 10)),
+        )
+        sq = cond.scale**2
+        e = ((got[..., :CODE] - want[..., :CODE]).pow(2) * sq).sum().item() / max(
+            1e-9, (want[..., :CODE].pow(2) * sq).sum().item()
+        )
+        log.append(
+            [loss.item(), e, (got[..., CODE:] - want[..., CODE:]).abs().mean().item()]
+        )
+        if step % 50 == 0:
+            m = torch.tensor(log[-50:]).mean(0)
+            print(
+                f"{step} loss {m[0]:.4f} lost energy of codes {m[1]:.4f} other {m[2]:.4f} {time.time() - t0:.0f}s cpu {time.process_time():.0f}",
+                flush=True,
+            )
+        if frac >= 1 or time.time() - saved > 90:
+            saved = time.time()
+            raw = {k: v.clone() for k, v in te.state_dict().items()}
+            keepers = [p.detach().clone() for p in params]
+            with torch.no_grad():
+                for p, x in zip(params, ema):
+                    p.copy_(x)
+                torch.save(
+                    {
+                        "ema": {k: v.clone() for k, v in te.state_dict().items()},
+                        "raw": raw,
+                        "tmap": tmap,
+                        "step": step,
+                    },
+                    f"{path}.tmp",
+                )
+                os.replace(f"{path}.tmp", path)
+                for p, x in zip(params, keepers):
+                    p.copy_(x)
+        if frac >= 1:
+            return 0
+
+
+if __name__ == "__main__":
+    assert WIDTH == 128
+    sys.exit(main())
