@@ -526,7 +526,7 @@ fn exports_keep_the_name_the_hash_and_the_values() {
             (theirs.family, theirs.prediction),
             (ours.family, ours.prediction)
         );
-        assert_eq!(theirs.vae_scale, ours.vae_scale);
+        assert_eq!(theirs.vae_scale.to_bits(), ours.vae_scale.to_bits());
         let batch = TokenBatch {
             ids: chunk("tiny-sd1", "plain"),
             overrides: Vec::new(),
@@ -676,4 +676,63 @@ fn a_lora_as_graph_inputs_equals_the_merged_difference() {
     }
     let missing = with_networks(&provider, "tiny-sd1", &[("nowhere", 1.0, 1.0)]);
     assert_eq!(missing.missing_networks, ["nowhere"]);
+}
+
+/// A checkpoint once more with every tensor in another element type and an odd header length.
+fn restored(source: &Path, target: &Path, element: &str) {
+    let file = TensorFile::open_safetensors(source).unwrap();
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::<u8>::new());
+    for (index, (name, tensor)) in file.iter().enumerate() {
+        let begin = data.len();
+        let values = file.read_f32(name).unwrap();
+        let element = match element {
+            "mixed" => ["F32", "F16", "BF16"][index % 3],
+            other => other,
+        };
+        for value in values {
+            match element {
+                "F32" => data.extend(value.to_le_bytes()),
+                "BF16" => data.extend(half::bf16::from_f32(value).to_le_bytes()),
+                _ => data.extend(half::f16::from_f32(value).to_le_bytes()),
+            }
+        }
+        let entry = serde_json::json!({"dtype": element, "shape": tensor.shape, "data_offsets": [begin, data.len()]});
+        header.insert(name.to_owned(), entry);
+    }
+    let mut header = serde_json::Value::Object(header).to_string();
+    while header.len() % 2 == 0 {
+        header.push(' ');
+    }
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.extend_from_slice(&data);
+    std::fs::write(target, bytes).unwrap();
+    let yaml = source.with_extension("yaml");
+    std::fs::copy(yaml, target.with_extension("yaml")).unwrap();
+}
+
+#[test]
+fn every_stored_type_and_unaligned_headers_give_the_same_values() {
+    let models = data_folder().join("models");
+    let source = models.join("Stable-diffusion/tiny-sd1.safetensors");
+    let want = fingerprint(&built("tiny-sd1"));
+    let folder = tempfile::tempdir().unwrap();
+    for (element, tolerance) in [("F32", 1e-6), ("F16", 1e-6), ("BF16", 0.1), ("mixed", 0.1)] {
+        let target = folder.path().join(format!("{element}.safetensors"));
+        restored(&source, &target, element);
+        let catalogue = Catalogue::new(CatalogueConfig {
+            extra_checkpoints: vec![target],
+            ..CatalogueConfig::default()
+        });
+        let config = ProviderConfig {
+            tower_folders: vec![models.clone()],
+            ..ProviderConfig::default()
+        };
+        let provider = Provider::new(runtime(), Arc::new(catalogue), config);
+        let model = provider.load(&ModelRequest::default()).unwrap();
+        let got = fingerprint(&model);
+        assert_close(&got.0, &want.0, tolerance, element);
+        assert_close(&got.1, &want.1, tolerance, element);
+        model.vae.decode(&pattern((1, 4, 4, 4), 1.0)).unwrap();
+    }
 }

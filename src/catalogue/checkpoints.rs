@@ -234,7 +234,7 @@ impl Catalogue {
             .into_iter()
             .for_each(&mut add);
         }
-        list.sort_by(|a, b| natural_key(&a.name).cmp(&natural_key(&b.name)));
+        list.sort_by_cached_key(|vae| natural_key(&vae.name));
         *self.vaes.write() = list;
     }
 

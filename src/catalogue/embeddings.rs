@@ -139,7 +139,7 @@ fn read_embedding(path: &Path) -> Result<EmbeddingFile, String> {
     } else {
         read_pickled(path, &mut file)?;
     }
-    if file.vectors.iter().any(|vectors| vectors.is_empty()) {
+    if file.vectors.iter().any(Array2::is_empty) {
         return Err("it holds no vectors".to_owned());
     }
     Ok(file)

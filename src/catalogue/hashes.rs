@@ -173,7 +173,7 @@ mod tests {
 
         let again = HashCache::open(Some(cache));
         assert_eq!(again.get("checkpoint/m", &model), Some(hash));
-        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
+        let later = std::time::SystemTime::now() + std::time::Duration::from_mins(1);
         fs_err::OpenOptions::new()
             .write(true)
             .open(&model)

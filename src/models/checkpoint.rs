@@ -106,10 +106,9 @@ impl CheckpointPlan {
     pub fn stated_prediction(&self) -> Option<Prediction> {
         match (self.config.predicts_velocity, self.layout.family) {
             (Some(true), _) => Some(Prediction::Velocity),
-            (Some(false), _) => Some(Prediction::Epsilon),
             // A configuration without the word means epsilon, no configuration at all the test.
             (None, CheckpointFamily::Sd2) if self.config == LdmConfig::default() => None,
-            (None, _) => Some(Prediction::Epsilon),
+            (Some(false) | None, _) => Some(Prediction::Epsilon),
         }
     }
 

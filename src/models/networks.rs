@@ -172,7 +172,10 @@ impl GraphUnet {
 
 impl Unet for GraphUnet {
     fn predict(&self, input: &UnetInput) -> Result<Array4<f32>, Cause> {
-        let same = input.timestep.windows(2).all(|pair| pair[0] == pair[1]);
+        let same = input
+            .timestep
+            .windows(2)
+            .all(|pair| pair[0].to_bits() == pair[1].to_bits());
         if self.timestep == TimestepForm::Rows || same {
             return Ok(self.rows(input)?);
         }

@@ -299,9 +299,9 @@ impl Provider {
         let size_bytes = size_of(&checkpoint.path);
         self.make_room(loaded, size_bytes);
         let main = Arc::new(match checkpoint.format {
-            CheckpointFormat::OnnxFolder => self.from_folder(&checkpoint.path, tiling)?,
+            CheckpointFormat::OnnxFolder => self.load_folder(&checkpoint.path, tiling)?,
             CheckpointFormat::SafeTensors | CheckpointFormat::Pickle => {
-                self.from_weights(&checkpoint.path, tiling)?
+                self.load_weights(&checkpoint.path, tiling)?
             }
         });
         tracing::info!(
@@ -319,7 +319,7 @@ impl Provider {
         Ok(main)
     }
 
-    fn from_weights(&self, path: &Path, tiling: bool) -> Result<LoadedCheckpoint, LoadError> {
+    fn load_weights(&self, path: &Path, tiling: bool) -> Result<LoadedCheckpoint, LoadError> {
         let plan = CheckpointPlan::open(path, &self.config.tower_folders)?;
         let options = BuildOptions {
             tiling,
@@ -350,7 +350,7 @@ impl Provider {
         })
     }
 
-    fn from_folder(&self, path: &Path, tiling: bool) -> Result<LoadedCheckpoint, LoadError> {
+    fn load_folder(&self, path: &Path, tiling: bool) -> Result<LoadedCheckpoint, LoadError> {
         if tiling {
             return Err(LoadError::Unusable {
                 path: path.display().to_string(),

@@ -140,7 +140,7 @@ impl Runtime {
 }
 
 /// The first library among: the explicit one, beside the executable, `runtime/` in the data folder
-/// and in the working directory, an installed Python package.
+/// and in the working directory, `runtime/` of the source tree, an installed Python package.
 ///
 /// # Errors
 /// [`RuntimeError::LibraryMissing`] naming the places.
@@ -181,6 +181,8 @@ fn folders_to_search(search: &LibrarySearch) -> Vec<PathBuf> {
     if let Ok(working) = std::env::current_dir() {
         folders.push(working.join("runtime"));
     }
+    // A build that runs where it was built, from any folder.
+    folders.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("runtime"));
     for prefix in &search.python_prefixes {
         folders.extend(python_packages(prefix));
     }

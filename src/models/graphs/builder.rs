@@ -329,13 +329,13 @@ impl<'w> GraphBuilder<'w> {
         let value = if is_float {
             value
         } else {
-            self.to_float(&value)
+            self.cast_float(&value)
         };
         self.initializers.insert(as_float, value.clone());
         Ok(value)
     }
 
-    pub(super) fn to_float(&mut self, value: &Value) -> Value {
+    pub(super) fn cast_float(&mut self, value: &Value) -> Value {
         let to = Attribute::Int(i64::from(data_type::FLOAT));
         self.node("Cast", &[value], &[("to", to)])
     }
@@ -654,28 +654,28 @@ impl<'w> GraphBuilder<'w> {
     }
 
     /// `[b, c, h, w]` → `[b * h * w, c]`.
-    pub(super) fn to_rows(&mut self, x: &Value, channels: usize) -> Value {
+    pub(super) fn rows_of(&mut self, x: &Value, channels: usize) -> Value {
         let flat = self.reshape_to(x, &[0, channels as i64, -1]);
         let tokens = self.transpose(&flat, &[0, 2, 1]);
         self.reshape_to(&tokens, &[-1, channels as i64])
     }
 
     /// `[b * n, c]` → `[b, n, c]`; `batch` is a one-value shape.
-    pub(super) fn to_tokens(&mut self, rows: &Value, batch: &Value, channels: usize) -> Value {
+    pub(super) fn tokens_of(&mut self, rows: &Value, batch: &Value, channels: usize) -> Value {
         let rest = self.ints(&[-1, channels as i64]);
         let shape = self.concat(&[batch, &rest], 0);
         self.reshape(rows, &shape)
     }
 
     /// `[b * h * w, c]` → the shape of `like`.
-    pub(super) fn to_picture(
+    pub(super) fn picture_of(
         &mut self,
         rows: &Value,
         batch: &Value,
         channels: usize,
         like: &Value,
     ) -> Value {
-        let tokens = self.to_tokens(rows, batch, channels);
+        let tokens = self.tokens_of(rows, batch, channels);
         let flat = self.transpose(&tokens, &[0, 2, 1]);
         let shape = self.shape_of(like);
         self.reshape(&flat, &shape)

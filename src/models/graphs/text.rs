@@ -118,7 +118,7 @@ fn embed(
             if is_float {
                 tokens
             } else {
-                g.to_float(&tokens)
+                g.cast_float(&tokens)
             }
         }
         Storage::InlineHalf => gather_compact(g, ids, names.token_embedding, width)?,
@@ -181,7 +181,7 @@ fn gather_compact(
         let table = g.halves(name, &values, &[index.len(), width]);
         g.node("Gather", &[&table, ids], &[])
     };
-    Ok(g.to_float(&tokens))
+    Ok(g.cast_float(&tokens))
 }
 
 /// `[1, 1, n, n]`: 0 on and below the diagonal, the lowest float above it.
@@ -219,7 +219,7 @@ impl Tower {
         .map(|name| format!("{layer}.{name}"));
         let h = g.layer_norm(x, &norm1)?;
         let [q, k, v] = self.projections(g, &h, layer)?;
-        let [q, k, v] = [q, k, v].map(|rows| g.to_tokens(&rows, &self.batch, self.width));
+        let [q, k, v] = [q, k, v].map(|rows| g.tokens_of(&rows, &self.batch, self.width));
         let h = g.attention(&q, &k, &v, self.shape.heads, Some(&self.mask));
         let rows = g.reshape_to(&h, &[-1, self.width as i64]);
         let h = g.linear(&rows, &out)?;
@@ -274,7 +274,7 @@ impl Tower {
         let (batch, length) = (Dim::Free("batch_size"), Dim::Free("sequence_length"));
         let raw: Vec<Value> = states
             .iter()
-            .map(|rows| g.to_tokens(rows, &self.batch, self.width))
+            .map(|rows| g.tokens_of(rows, &self.batch, self.width))
             .collect();
         let mut normal = Vec::with_capacity(raw.len());
         for state in raw.iter().skip(1) {

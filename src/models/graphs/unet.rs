@@ -323,7 +323,7 @@ impl Net {
         let inner = weights.dim(&format!("{proj_in}.weight"), 0)?;
         let h = g.group_norm(x, &format!("{layer}.norm"), 1e-6)?;
         // A 1x1 convolution before the reshape and a linear layer after it are the same sums.
-        let rows = g.to_rows(&h, channels);
+        let rows = g.rows_of(&h, channels);
         let mut rows = g.linear(&rows, &proj_in)?;
         for n in 0.. {
             let block = format!("{layer}.transformer_blocks.{n}");
@@ -333,7 +333,7 @@ impl Net {
             rows = self.transformer_block(g, &rows, &block, inner)?;
         }
         let rows = g.linear(&rows, &format!("{layer}.proj_out"))?;
-        let h = g.to_picture(&rows, &self.batch, channels, x);
+        let h = g.picture_of(&rows, &self.batch, channels, x);
         Ok(g.add(&h, x))
     }
 
@@ -366,7 +366,7 @@ impl Net {
         let q = g.linear(x, &format!("{layer}.to_q"))?;
         let k = g.linear(context, &format!("{layer}.to_k"))?;
         let v = g.linear(context, &format!("{layer}.to_v"))?;
-        let [q, k, v] = [q, k, v].map(|rows| g.to_tokens(&rows, &self.batch, width));
+        let [q, k, v] = [q, k, v].map(|rows| g.tokens_of(&rows, &self.batch, width));
         let h = g.attention(&q, &k, &v, self.heads.of(width), None);
         let rows = g.reshape_to(&h, &[-1, width as i64]);
         g.linear(&rows, &format!("{layer}.to_out.0"))

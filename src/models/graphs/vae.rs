@@ -168,16 +168,16 @@ fn attend(g: &mut GraphBuilder<'_>, x: &Value, layer: &str) -> Result<Value, Bui
     let channels = g.weights().dim(&format!("{layer}.norm.weight"), 0)?;
     let batch = g.dims_of(x, 0, 1);
     let h = g.group_norm(x, &format!("{layer}.norm"), EPS)?;
-    let rows = g.to_rows(&h, channels);
+    let rows = g.rows_of(&h, channels);
     let mut projected = Vec::with_capacity(3);
     for part in ["q", "k", "v"] {
         let part = g.linear(&rows, &format!("{layer}.{part}"))?;
-        projected.push(g.to_tokens(&part, &batch, channels));
+        projected.push(g.tokens_of(&part, &batch, channels));
     }
     let h = g.attention(&projected[0], &projected[1], &projected[2], 1, None);
     let rows = g.reshape_to(&h, &[-1, channels as i64]);
     let rows = g.linear(&rows, &format!("{layer}.proj_out"))?;
-    let h = g.to_picture(&rows, &batch, channels, x);
+    let h = g.picture_of(&rows, &batch, channels, x);
     Ok(g.add(x, &h))
 }
 

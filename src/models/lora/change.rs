@@ -541,3 +541,196 @@ fn butterfly(rows: usize, k: usize) -> Result<Vec<usize>, String> {
     }
     Ok(order)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(entries: &[(&str, &[usize], &[f32])]) -> Parts {
+        let tensors = entries
+            .iter()
+            .map(|(name, shape, values)| {
+                let tensor = Tensor {
+                    shape: shape.to_vec(),
+                    values: values.to_vec(),
+                };
+                ((*name).to_owned(), tensor)
+            })
+            .collect();
+        Parts { tensors }
+    }
+
+    fn assert_near(got: &[f32], want: &[f32]) {
+        assert_eq!(got.len(), want.len());
+        for (got, want) in got.iter().zip(want) {
+            assert!((got - want).abs() <= 1e-5, "{got} is not {want}");
+        }
+    }
+
+    fn delta(entries: &[(&str, &[usize], &[f32])], weight: &[f32], shape: &[usize]) -> Vec<f32> {
+        parts(entries).change(weight, shape, None).unwrap().weight
+    }
+
+    const W: [f32; 4] = [1.0, 2.0, 3.0, 4.0];
+
+    #[test]
+    fn lora_scales_by_alpha_over_rank_and_cuts_ranks() {
+        let lora = parts(&[
+            ("lora_up.weight", &[2, 2], &[1.0, 2.0, 3.0, 4.0]),
+            ("lora_down.weight", &[2, 2], &[1.0, 0.0, 0.0, 1.0]),
+            ("alpha", &[], &[1.0]),
+        ]);
+        let change = lora.change(&W, &[2, 2], None).unwrap();
+        assert_near(&change.weight, &[0.5, 1.0, 1.5, 2.0]);
+        let cut = lora.low_rank(&[2, 2], Some(1)).unwrap();
+        assert_eq!(cut.rank, 1);
+        assert_near(&cut.up, &[0.5, 1.5]);
+        assert!(lora.low_rank(&[3, 2], None).is_none());
+    }
+
+    #[test]
+    fn a_middle_factor_joins_the_first() {
+        // up [1, 1], mid [1, 1, 1, 2], down [1, 2]: every value multiplies.
+        let lora = parts(&[
+            ("lora_up.weight", &[1, 1, 1, 1], &[2.0]),
+            ("lora_mid.weight", &[1, 1, 1, 2], &[3.0, 5.0]),
+            ("lora_down.weight", &[1, 2, 1, 1], &[7.0, 11.0]),
+        ]);
+        let change = lora.change(&[0.0; 4], &[1, 2, 1, 2], None).unwrap();
+        assert_near(&change.weight, &[42.0, 70.0, 66.0, 110.0]);
+    }
+
+    #[test]
+    fn a_four_channel_network_fits_an_inpainting_unet() {
+        let lora = parts(&[
+            ("lora_up.weight", &[1, 1], &[1.0]),
+            ("lora_down.weight", &[1, 4, 1, 1], &[1.0, 2.0, 3.0, 4.0]),
+        ]);
+        let factors = lora.low_rank(&[1, 9, 1, 1], None).unwrap();
+        assert_near(
+            &factors.down,
+            &[1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+        );
+    }
+
+    #[test]
+    fn loha_multiplies_two_products() {
+        let got = delta(
+            &[
+                ("hada_w1_a", &[2, 1], &[1.0, 2.0]),
+                ("hada_w1_b", &[1, 2], &[3.0, 4.0]),
+                ("hada_w2_a", &[2, 1], &[5.0, 6.0]),
+                ("hada_w2_b", &[1, 2], &[7.0, 8.0]),
+            ],
+            &W,
+            &[2, 2],
+        );
+        assert_near(&got, &[105.0, 160.0, 252.0, 384.0]);
+    }
+
+    #[test]
+    fn lokr_is_a_kronecker_product() {
+        let got = delta(
+            &[
+                ("lokr_w1", &[1, 2], &[2.0, 3.0]),
+                ("lokr_w2", &[2, 1], &[5.0, 7.0]),
+            ],
+            &W,
+            &[2, 2],
+        );
+        assert_near(&got, &[10.0, 15.0, 14.0, 21.0]);
+    }
+
+    #[test]
+    fn ia3_scales_columns_or_rows() {
+        let on = |on_input: f32| {
+            delta(
+                &[
+                    ("weight", &[2], &[0.5, 2.0]),
+                    ("on_input", &[], &[on_input]),
+                ],
+                &W,
+                &[2, 2],
+            )
+        };
+        assert_near(&on(1.0), &[0.5, 4.0, 1.5, 8.0]);
+        assert_near(&on(0.0), &[0.5, 1.0, 6.0, 8.0]);
+    }
+
+    #[test]
+    fn full_and_norm_bring_a_bias() {
+        let full = parts(&[("diff", &[2, 2], &W), ("diff_b", &[2], &[1.0, 2.0])]);
+        let change = full.change(&W, &[2, 2], None).unwrap();
+        assert_near(&change.weight, &W);
+        assert_near(&change.bias.unwrap(), &[1.0, 2.0]);
+        let norm = parts(&[("w_norm", &[2], &[3.0, 4.0]), ("b_norm", &[2], &[5.0, 6.0])]);
+        let change = norm.change(&[1.0, 1.0], &[2], None).unwrap();
+        assert_near(&change.weight, &[3.0, 4.0]);
+    }
+
+    #[test]
+    fn glora_adds_what_goes_through_the_weight() {
+        let got = delta(
+            &[
+                ("a1.weight", &[1, 2], &[1.0, 1.0]),
+                ("a2.weight", &[2, 1], &[1.0, 0.0]),
+                ("b1.weight", &[1, 2], &[10.0, 20.0]),
+                ("b2.weight", &[2, 1], &[1.0, 2.0]),
+            ],
+            &W,
+            &[2, 2],
+        );
+        assert_near(&got, &[11.0, 21.0, 23.0, 43.0]);
+    }
+
+    #[test]
+    fn oft_turns_the_rows() {
+        // Q = [[0, 1], [-1, 0]]: (I + Q)(I - Q)^-1 is a quarter turn.
+        let got = delta(
+            &[("oft_blocks", &[1, 2, 2], &[0.0, 1.0, 0.0, 0.0])],
+            &W,
+            &[2, 2],
+        );
+        // R = [[0, 1], [-1, 0]], merged = Rᵀ W = [[-3, -4], [1, 2]].
+        assert_near(&got, &[-4.0, -6.0, -2.0, -2.0]);
+        let given = delta(
+            &[("oft_diag", &[1, 2, 2], &[0.0, 1.0, -1.0, 0.0])],
+            &W,
+            &[2, 2],
+        );
+        assert_near(&given, &got);
+    }
+
+    #[test]
+    fn boft_without_rotation_changes_nothing() {
+        let got = delta(
+            &[("oft_blocks", &[2, 2, 2, 2], &[0.0; 16])],
+            &[1.0; 8],
+            &[4, 2],
+        );
+        assert_near(&got, &[0.0; 8]);
+        assert_eq!(butterfly(8, 2).unwrap(), [0, 2, 1, 3, 4, 6, 5, 7]);
+    }
+
+    #[test]
+    fn dora_gives_every_column_its_length() {
+        let got = delta(
+            &[
+                ("lora_up.weight", &[2, 1], &[0.0, 0.0]),
+                ("lora_down.weight", &[1, 2], &[0.0, 0.0]),
+                ("dora_scale", &[1, 2], &[10.0, 20.0]),
+            ],
+            &[3.0, 0.0, 4.0, 2.0],
+            &[2, 2],
+        );
+        assert_near(&got, &[3.0, 0.0, 4.0, 18.0]);
+    }
+
+    #[test]
+    fn changes_that_do_not_fit_are_errors() {
+        let wrong = parts(&[("diff", &[3], &[1.0; 3])]);
+        assert!(wrong.change(&W, &[2, 2], None).is_err());
+        let unknown = parts(&[("mystery", &[1], &[1.0])]);
+        assert!(unknown.change(&W, &[2, 2], None).is_err());
+    }
+}
