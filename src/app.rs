@@ -162,7 +162,7 @@ pub async fn run(app: App, listener: TcpListener, port: u16) -> Result<(), Start
     })
     .workers(2)
     .keep_alive(Duration::from_secs(server.config.server.keep_alive_s))
-    .client_request_timeout(Duration::from_secs(60))
+    .client_request_timeout(Duration::from_mins(1))
     .h1_allow_half_closed(false)
     .shutdown_timeout(SHUTDOWN_SECONDS)
     .disable_signals();

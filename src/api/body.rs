@@ -25,7 +25,7 @@ impl Body {
     /// Whether the client sent the field, null included.
     #[must_use]
     pub fn sent(&self, name: &str) -> bool {
-        self.sent.iter().any(|sent| *sent == name)
+        self.sent.contains(&name)
     }
 
     /// Replaces a value, for example with one from an infotext.

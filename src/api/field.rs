@@ -98,7 +98,7 @@ impl Field {
             Kind::List => one(list(value).map(Value::Array)),
             Kind::TextList => text_list(value, location),
             Kind::Object => one(object(value)),
-            Kind::ZeroOrOne => one(zero_or_one(value)),
+            Kind::ZeroOrOne => one(zero_or_one(&value)),
             Kind::FileList => file_list(value, location),
         }
     }
@@ -292,8 +292,8 @@ fn object(value: Value) -> Result<Value, Misfit> {
     }
 }
 
-fn zero_or_one(value: Value) -> Result<Value, Misfit> {
-    let number = match &value {
+fn zero_or_one(value: &Value) -> Result<Value, Misfit> {
+    let number = match value {
         Value::Bool(flag) => Some(f64::from(u8::from(*flag))),
         Value::Number(number) => number.as_f64(),
         _ => None,

@@ -2,18 +2,18 @@
 //!
 //! Follows A1111 v1.10.1's flags and settings page. This is the only room that reads the environment.
 
-mod config;
 mod environment;
 mod flags;
 mod options;
 mod settings;
+mod start_config;
 mod table;
 
-pub use config::{
-    Binding, Command, Config, ConfigError, Folders, Freeze, RuntimeConfig, ServerConfig, Tls,
-};
 pub use environment::Environment;
 pub use flags::{FlagError, Flags};
 pub use options::Options;
 pub use settings::{Settings, SettingsError};
+pub use start_config::{
+    Binding, Command, Config, ConfigError, Folders, Freeze, RuntimeConfig, ServerConfig, Tls,
+};
 pub use table::{OptionEntry, OptionKind, option_table};

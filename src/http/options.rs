@@ -42,7 +42,10 @@ pub(super) async fn post(
     let before = CurrentModel(&server)
         .checkpoint()
         .map(|checkpoint| checkpoint.path);
-    let ignored = server.settings.change(&changes).map_err(refusal)?;
+    let ignored = server
+        .settings
+        .change(&changes)
+        .map_err(|error| refusal(&error))?;
     if !ignored.is_empty() {
         tracing::warn!(
             keys = ignored.join(", "),
@@ -82,8 +85,8 @@ fn require_alias(server: &Server, wanted: &Value) -> Result<(), ApiError> {
     Err(ApiError::unexpected("RuntimeError", text))
 }
 
-fn refusal(error: SettingsError) -> ApiError {
-    let class = match &error {
+fn refusal(error: &SettingsError) -> ApiError {
+    let class = match error {
         SettingsError::UnknownKey(_) => "KeyError",
         SettingsError::Frozen
         | SettingsError::SectionFrozen { .. }

@@ -197,12 +197,12 @@ impl Board {
         answer.progress = Some(progress);
         answer.eta_s = (progress > 0.0).then(|| elapsed_s / progress - elapsed_s);
         answer.preview_id = known_preview;
-        answer.text = inner.text.clone();
+        answer.text.clone_from(&inner.text);
         if want_preview {
             inner.preview_options = options;
             inner.refresh_preview();
             if inner.preview_id != known_preview {
-                answer.preview = inner.preview.clone();
+                answer.preview.clone_from(&inner.preview);
                 if answer.preview.is_some() {
                     answer.preview_id = inner.preview_id;
                 }

@@ -36,12 +36,12 @@ pub(super) fn preview(latent: &Latent, family: Family, grid: bool) -> Option<Dyn
         .axis_iter(Axis(0))
         .take(wanted)
         .filter(|one| one.shape()[0] >= 4)
-        .map(|one| picture(one, factors))
+        .map(|one| picture(&one, factors))
         .collect();
     join(pictures).map(DynamicImage::ImageRgb8)
 }
 
-fn picture(latent: ArrayView3<'_, f32>, factors: &[[f32; 3]; 4]) -> RgbImage {
+fn picture(latent: &ArrayView3<'_, f32>, factors: &[[f32; 3]; 4]) -> RgbImage {
     let (height, width) = (latent.shape()[1], latent.shape()[2]);
     let small = RgbImage::from_fn(width as u32, height as u32, |x, y| {
         let mut colour = [0.0_f32; 3];
