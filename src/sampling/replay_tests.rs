@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ndarray::{Array1, Array2, Array3, Array4, Axis, s};
+use ndarray::{Array1, Array2, Array3, Array4, s};
 use ndarray_npy::NpzReader;
 
 use super::plan::prepare;
@@ -34,6 +34,8 @@ struct Replay {
     call: usize,
     worst: f32,
     worst_sigma: f32,
+    /// The blend that the wrapper does before the network.
+    blend: Option<InpaintMask>,
 }
 
 impl Denoiser for Replay {
@@ -46,6 +48,8 @@ impl Denoiser for Replay {
         }
         self.call += 1;
         let want = self.recording.x.slice(s![call..=call, .., .., ..]);
+        let blended = self.blend.as_ref().map(|mask| mask.blend(x, sigma));
+        let x = blended.as_ref().unwrap_or(x);
         let scale = want.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
         for (got, want) in x.iter().zip(want) {
             self.worst = self.worst.max((got - want).abs() / scale);
@@ -143,11 +147,12 @@ fn replay(
         sigmas: archive.by_name(&format!("{name}/sigma_or_t")).unwrap(),
         x,
     };
-    let (_, channels, height, width) = recording.x.dim();
+    let recording_shape = recording.x.dim();
+    let (_, channels, height, width) = recording_shape;
     let mut rng = image_rng((channels, height, width));
     let noise = rng.first();
     let init: Option<Array4<f32>> = archive.by_name(&format!("{name}/init_latent")).ok();
-    let start = match (init, strength) {
+    let start = match (init.clone(), strength) {
         (Some(init), Some(denoising_strength)) => Start::Img2Img(Img2ImgStart {
             init,
             denoising_strength,
@@ -156,39 +161,84 @@ fn replay(
         }),
         _ => Start::Txt2Img,
     };
-    let keep: Option<Array3<f32>> = archive.by_name(&format!("{name}/latent_mask_keep")).ok();
-    let _ = (keep, Axis(0));
+    let mask: Option<(Array3<f32>, Array3<f32>)> = archive
+        .by_name(&format!("{name}/latent_mask_keep"))
+        .ok()
+        .zip(archive.by_name(&format!("{name}/latent_mask_new")).ok());
+    // Timestep samplers were recorded behind the blend with the original.
+    let is_timestep = matches!(sampler.kind, SamplerKind::Timestep(_));
+    let blend = mask.zip(init.clone()).filter(|_| is_timestep);
     let prepared = prepare(&plan(sampler, step_count, noise, start)).unwrap();
     let mut denoiser = Replay {
         recording,
         call: 0,
         worst: 0.0,
         worst_sigma: 0.0,
+        blend: blend.map(|((keep, repaint), init)| InpaintMask {
+            init,
+            keep,
+            repaint,
+            soft: None,
+        }),
     };
-    let result = prepared.walk(&mut denoiser, &mut rng, &mut |_| ControlFlow::Continue(()));
-    let recorded = denoiser.recording.sigmas.len();
-    println!(
-        "{file} {name}: calls {} of {recorded} x {:e} sigma {:e} {:?}",
+    let mut silence = Silence(recording_shape);
+    // LCM's predictions were recorded after it had added the step's noise to them in place.
+    let noise: &mut dyn NoiseSource = if sampler.name == "LCM" {
+        &mut silence
+    } else {
+        &mut rng
+    };
+    prepared
+        .walk(&mut denoiser, noise, &mut |_| ControlFlow::Continue(()))
+        .unwrap();
+    assert_eq!(
         denoiser.call,
-        denoiser.worst,
-        denoiser.worst_sigma,
-        result.err()
+        denoiser.recording.sigmas.len(),
+        "{file} {name}: calls"
     );
     Some((denoiser.worst, denoiser.worst_sigma))
 }
 
+/// No noise at all.
+struct Silence((usize, usize, usize, usize));
+
+impl NoiseSource for Silence {
+    fn next(&mut self) -> Latent {
+        Array4::zeros((1, self.0.1, self.0.2, self.0.3))
+    }
+}
+
 #[test]
 fn recorded_walks_are_met_call_by_call() {
+    const FILES: [(&str, usize, Option<f64>); 5] = [
+        ("steps_txt2img_tiny-sd1.npz", 5, None),
+        ("steps_txt2img_tiny-sd2-v.npz", 5, None),
+        ("steps_img2img_tiny-sd1.npz", 8, Some(0.6)),
+        ("steps_img2img_tiny-sd2-v.npz", 8, Some(0.6)),
+        ("steps_inpaint_tiny-sd2-v.npz", 8, Some(0.6)),
+    ];
+    let mut walk_count = 0;
     for sampler in &SAMPLERS {
-        for file in ["steps_txt2img_tiny-sd1.npz", "steps_txt2img_tiny-sd2-v.npz"] {
-            replay(file, sampler, 5, None);
+        // The unconditional prediction that CFG++ follows was not recorded.
+        if sampler.name == "DDIM CFG++" {
+            continue;
         }
-        for file in [
-            "steps_img2img_tiny-sd1.npz",
-            "steps_img2img_tiny-sd2-v.npz",
-            "steps_inpaint_tiny-sd2-v.npz",
-        ] {
-            replay(file, sampler, 8, Some(0.6));
+        for (file, step_count, strength) in FILES {
+            let Some((latent, sigma)) = replay(file, sampler, step_count, strength) else {
+                continue;
+            };
+            walk_count += 1;
+            assert!(
+                latent <= 1e-6,
+                "{file} {}: latent off by {latent:e}",
+                sampler.name
+            );
+            assert!(
+                sigma <= 1e-6,
+                "{file} {}: sigma off by {sigma:e}",
+                sampler.name
+            );
         }
     }
+    assert_eq!(walk_count, 33);
 }
