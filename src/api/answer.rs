@@ -105,7 +105,7 @@ pub(super) fn decode_picture(text: &str, options: &Options) -> Result<Picture, A
 /// Decodes a picture of a request with what its file says about it.
 ///
 /// # Errors
-/// See [`decode_picture`].
+/// See `decode_picture`.
 pub fn decode_file(text: &str, options: &Options) -> Result<Decoded, ApiError> {
     if text.starts_with("http://") || text.starts_with("https://") {
         return Err(refuse_address(options));
