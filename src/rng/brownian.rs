@@ -126,11 +126,11 @@ impl BrownianTree {
         } else {
             let seed = seed_sequence(self.entropy, &[key, u64::from(depth)], 4)[0];
             let mut left = normal(self.generator, seed, self.shape);
-            let mean_scale = (left_len / len) as f32;
-            let deviation = (left_len * right_len / len).sqrt() as f32;
+            let (left_part, reciprocal) = (left_len as f32, (1.0 / len) as f32);
+            let deviation = (left_len * right_len * (1.0 / len)).sqrt() as f32;
             ndarray::Zip::from(&mut left)
                 .and(&node.increment)
-                .for_each(|x, &w| *x = mean_scale * w + deviation * *x);
+                .for_each(|x, &w| *x = left_part * w * reciprocal + deviation * *x);
             let cached = CachedNode {
                 left: left.clone(),
                 last_query: query,

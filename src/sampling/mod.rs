@@ -32,6 +32,8 @@ pub use walk::{BrownianSource, SolverOptions, Step, UniPcOptions, UniPcSkip, Uni
 mod golden_tests;
 #[cfg(test)]
 mod replay_tests;
+#[cfg(test)]
+mod vector_tests;
 
 use ndarray::{Array2, Array3, Array4};
 
