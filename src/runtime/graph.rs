@@ -392,11 +392,19 @@ fn register(builder: &mut SessionBuilder, provider: ExecutionProvider, device: i
     };
     match dispatch.error_on_failure().register(builder) {
         Ok(()) => tracing::debug!(provider = provider.name(), "execution provider registered"),
-        Err(error) => tracing::warn!(
-            provider = provider.name(),
-            %error,
-            "this execution provider cannot be used here and is left out"
-        ),
+        Err(error) => {
+            // Every session tries its providers; one line about each is enough.
+            static TOLD: Mutex<Vec<ExecutionProvider>> = Mutex::new(Vec::new());
+            let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+            if !told.contains(&provider) {
+                told.push(provider);
+                tracing::info!(
+                    provider = provider.name(),
+                    %error,
+                    "this execution provider cannot be used here and is left out"
+                );
+            }
+        }
     }
 }
 
