@@ -538,7 +538,7 @@ fn damaged_files_never_panic() {
     for file in &files {
         for _ in 0..200 {
             let mut damaged = file.clone();
-            for _ in 0..1 + next() % 3 {
+            for _ in 0..=(next() % 3) {
                 let at = (next() * 256 + next()) % damaged.len();
                 damaged[at] = next() as u8;
             }

@@ -397,13 +397,12 @@ impl<'a> Job<'a> {
                 })
             }
         };
-        let image_conditioning = match init {
-            Some(init) => init.image_conditioning.clone(),
-            None => {
-                let mut generator = self.vae_generator(batch);
-                let size = (latent_size.1 * 8, latent_size.0 * 8);
-                image_conditioning::of_nothing(model, size, batch.seeds.len(), &mut generator)?
-            }
+        let image_conditioning = if let Some(init) = init {
+            init.image_conditioning.clone()
+        } else {
+            let mut generator = vae_generator(batch);
+            let size = (latent_size.1 * 8, latent_size.0 * 8);
+            image_conditioning::of_nothing(model, size, batch.seeds.len(), &mut generator)?
         };
         let pass = Pass {
             sampler: self.route.sampler,
@@ -546,15 +545,6 @@ impl<'a> Job<'a> {
         }
         self.extra.set("Noise multiplier", json!(multiplier));
         noise * multiplier as f32
-    }
-
-    /// torch's global generator as it stands after the start noise: seeded with the batch's last
-    /// seed. The VAE encoder draws from it.
-    pub(super) fn vae_generator(&self, batch: &Batch) -> Generator {
-        Generator::new(
-            NoiseGenerator::Cpu,
-            batch.seeds.last().copied().unwrap_or_default(),
-        )
     }
 
     fn job_text<'b>(&self, model: &'b Model, label: &'b str) -> JobText<'b>
@@ -765,6 +755,15 @@ impl<'a> Job<'a> {
             comments: self.comments,
         }
     }
+}
+
+/// torch's global generator as it stands after the start noise: seeded with the batch's last seed.
+/// The VAE encoder draws from it.
+pub(super) fn vae_generator(batch: &Batch) -> Generator {
+    Generator::new(
+        NoiseGenerator::Cpu,
+        batch.seeds.last().copied().unwrap_or_default(),
+    )
 }
 
 /// The refiner's name, if the request names one.

@@ -13,7 +13,7 @@ use crate::prompt::PassSteps;
 use crate::rng::{Generator, ImageRng};
 use crate::sampling::{self, Img2ImgStart, Latent, Start};
 
-use super::generate::{Batch, Job, Route, Sampled};
+use super::generate::{Batch, Job, Route, Sampled, vae_generator};
 use super::hires_target::HiresTarget;
 use super::image_conditioning::{self, MaskOfConditioning};
 use super::job_text::ExtraParams;
@@ -189,7 +189,7 @@ fn walk_second_pass(
     };
     let mut generator = match first_rng.global_seed() {
         Some(seed) => Generator::new(crate::rng::NoiseGenerator::Cpu, seed),
-        None => job.vae_generator(batch),
+        None => vae_generator(batch),
     };
     let (init, image_conditioning) = enlarge(job, hires, first, &model, &mut generator)?;
     job.control.next_job();
@@ -290,7 +290,7 @@ fn enlarge(
             let pixels = latents::stack(&pixels)?;
             let latent = latents::encode(model, &pixels, generator)?;
             // A1111 hands the picture over in 0..1 here.
-            let unit = pixels.mapv(|value| (value + 1.0) / 2.0);
+            let unit = pixels.mapv(|value| value * 0.5 + 0.5);
             let conditioning = image_conditioning::of_picture(model, &unit, &unmasked, generator)?;
             Ok((latent, conditioning))
         }

@@ -96,7 +96,6 @@ pub(super) fn run(
     };
     let outcome = sampling::run(plan, context).map_err(sampling_failure)?;
     sampling::check_nan(&outcome.latent).map_err(sampling_failure)?;
-    drop(load);
     Ok((outcome, taken_over.into_inner()))
 }
 

@@ -184,6 +184,9 @@ impl BrownianNoise {
     }
 
     /// The noise of a step from `sigma` down to `sigma_next`, `[batch, channels, h, w]`.
+    ///
+    /// # Panics
+    /// Never: the trees of a batch have one shape.
     pub fn between(&mut self, sigma: f32, sigma_next: f32) -> Array4<f32> {
         let (low, high) = if sigma < sigma_next {
             (sigma, sigma_next)

@@ -48,7 +48,7 @@ impl TorchCpu {
         for block in values.chunks_exact_mut(BLOCK_LEN) {
             normal_block(block);
         }
-        if len % BLOCK_LEN != 0 {
+        if !len.is_multiple_of(BLOCK_LEN) {
             // The tail is drawn anew and overwrites part of the block before it.
             let tail = &mut values[len - BLOCK_LEN..];
             for value in tail.iter_mut() {

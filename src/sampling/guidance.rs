@@ -606,7 +606,7 @@ impl<'a> GuidedDenoiser<'a> {
     }
 
     /// Combines positive and negative rows.
-    fn combine(&self, outputs: &Latent, weights: &[Vec<f64>], scale: f64) -> Latent {
+    fn combine(outputs: &Latent, weights: &[Vec<f64>], scale: f64) -> Latent {
         let batch = weights.len();
         let negative_start = outputs.dim().0 - batch;
         let mut combined = outputs.slice(s![negative_start.., .., .., ..]).to_owned();
@@ -644,7 +644,7 @@ impl<'a> GuidedDenoiser<'a> {
     }
 
     /// The rows of one call: copies of every picture for its parts, then all pictures again.
-    fn call_rows(&self, source: &Latent, weights: &[Vec<f64>], skip_negative: bool) -> Latent {
+    fn call_rows(source: &Latent, weights: &[Vec<f64>], skip_negative: bool) -> Latent {
         let mut order = Vec::new();
         for (picture, parts) in weights.iter().enumerate() {
             order.extend(std::iter::repeat_n(picture, parts.len()));
@@ -667,12 +667,12 @@ impl<'a> GuidedDenoiser<'a> {
         }
         let skip_negative = self.skips_negative(sigma, is_edit);
         let mut conditioning = self.pad(conditioning)?;
-        let mut rows = self.call_rows(x, &conditioning.weights, skip_negative);
+        let mut rows = Self::call_rows(x, &conditioning.weights, skip_negative);
         let mut images = self
             .params
             .image_conditioning
             .as_ref()
-            .map(|image| self.call_rows(image, &conditioning.weights, skip_negative));
+            .map(|image| Self::call_rows(image, &conditioning.weights, skip_negative));
         if is_edit {
             rows = concatenate(Axis(0), &[rows.view(), x.view()]).map_err(shape_error)?;
             conditioning = with_second_negative(&conditioning)?;
@@ -707,7 +707,7 @@ impl<'a> GuidedDenoiser<'a> {
             } else {
                 self.params.options.cfg_scale * self.params.scale_multiplier
             };
-            self.combine(&outputs, &conditioning.weights, scale)
+            Self::combine(&outputs, &conditioning.weights, scale)
         };
         self.remember(x, sigma, first_positive, &negative, &combined);
         self.unconditional = Some(negative);

@@ -581,6 +581,10 @@ fn solver_options(plan: &SamplingPlan, infotext: &mut Vec<InfotextEntry>) -> Sol
     if sampler.takes_s_noise {
         solver.s_noise = churn_value(request.s_noise, option.s_noise, &[1.0]);
     }
+    #[expect(
+        clippy::type_complexity,
+        reason = "a table that is read once, right below"
+    )]
     let notes: [(&'static str, &'static str, bool, Option<f64>, &[f64]); 4] = [
         (
             "Sigma churn",

@@ -205,7 +205,7 @@ impl Scheduler {
         levels: Levels<'_>,
         options: &ScheduleOptions,
     ) -> Result<Vec<f32>, SamplingError> {
-        let (sigma_min, sigma_max) = self.range(levels, options);
+        let (sigma_min, sigma_max) = Self::range(levels, options);
         let mut inputs = Inputs {
             count,
             sigma_min,
@@ -230,7 +230,7 @@ impl Scheduler {
     }
 
     /// The sigma range of the formula, f64 as Python passes it.
-    fn range(&self, levels: Levels<'_>, options: &ScheduleOptions) -> (f64, f64) {
+    fn range(levels: Levels<'_>, options: &ScheduleOptions) -> (f64, f64) {
         let table = levels.sigmas();
         let (first, last) = (f64::from(table[0]), f64::from(table[table.len() - 1]));
         if options.use_old_karras_sigmas {
@@ -269,6 +269,10 @@ fn uniform(inputs: &Inputs<'_>) -> Result<Vec<f32>, SamplingError> {
     ))
 }
 
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "one shape for the whole table of schedulers"
+)]
 fn karras_of_inputs(inputs: &Inputs<'_>) -> Result<Vec<f32>, SamplingError> {
     Ok(karras(
         inputs.count,

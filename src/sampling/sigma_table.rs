@@ -44,7 +44,9 @@ impl SigmaTable {
     pub fn new(alphas_cumprod: &[f32], options: AlphaOptions, quantize: bool) -> Self {
         let mut alphas = alphas_cumprod.to_vec();
         if options.downcast {
-            alphas.iter_mut().for_each(|a| *a = round_half(*a));
+            for alpha in &mut alphas {
+                *alpha = round_half(*alpha);
+            }
         }
         if options.zero_terminal_snr {
             alphas = zero_terminal_snr(&alphas, options.downcast);

@@ -44,7 +44,7 @@ fn ddim_walk(
         let noise = walk.noise();
         let mut predicted = x.clone();
         Zip::from(&mut predicted).and(&eps).for_each(|x, &eps| {
-            *x = (*x - coefficients.noise_part * eps) / coefficients.signal_root
+            *x = (*x - coefficients.noise_part * eps) / coefficients.signal_root;
         });
         Zip::from(&mut x)
             .and(&predicted)
