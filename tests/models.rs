@@ -700,7 +700,7 @@ fn restored(source: &Path, target: &Path, element: &str) {
         header.insert(name.to_owned(), entry);
     }
     let mut header = serde_json::Value::Object(header).to_string();
-    while header.len() % 2 == 0 {
+    while header.len().is_multiple_of(2) {
         header.push(' ');
     }
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();

@@ -47,6 +47,10 @@ fn assert_close(got: &[f32], want: &[f32], tolerance: f32, name: &str) {
 /// Options behind the prefix of a recorded scheduler label.
 fn recorded_options(label: &str) -> (ScheduleOptions, &str) {
     let mut options = ScheduleOptions::default();
+    #[expect(
+        clippy::type_complexity,
+        reason = "a table that is read once, right below"
+    )]
     let prefixes: [(&str, fn(&mut ScheduleOptions)); 4] = [
         ("rho=5,sigma_min=0.1,sigma_max=10 ", |options| {
             options.rho = 5.0;
