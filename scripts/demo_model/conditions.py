@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
 from concepts import COLOURS, PASTELS, Spec
 from prepare_data import CHROMA, GRID, LUMA
 from tokenizer import LENGTH

@@ -8,11 +8,10 @@ import argparse
 import sys
 from pathlib import Path
 
+import models
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-
-import models
 from sampler import Painter
 from tokenizer import load_tokenizer
 

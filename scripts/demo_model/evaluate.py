@@ -18,18 +18,17 @@ import sys
 import time
 from pathlib import Path
 
+import models
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFilter
-from torch import nn
-
-import models
 from concepts import BACKDROPS, COLOURS
 from conditions import Conditions
+from PIL import Image, ImageFilter
 from prepare_data import cells
 from sampler import Painter
 from tokenizer import load_tokenizer
+from torch import nn
 from train_vae import backdrop
 
 PX = 64

@@ -11,9 +11,8 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-
 from models import VAE, TextEncoder, UNet
+from safetensors.torch import save_file
 from tokenizer import EOS
 from train_text import LAYERS, load_text
 from train_unet import BETAS, UNET

@@ -16,9 +16,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
 from concepts import COLOURS, HUES, PASTELS, things
+from PIL import Image
 
 BOX, PATCH, LUMA, CHROMA = 48, 8, 56, 24
 GRID = BOX // PATCH

@@ -3,16 +3,16 @@
 import re
 from pathlib import Path
 
+import models
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
-
 from export_checkpoint import rename_unet, rename_vae
 from models import VAE, TextEncoder, UNet
+from safetensors.torch import load_file
 from tokenizer import EOS, LENGTH, PAD
+from tokenizers import Tokenizer
 from train_unet import ABAR, UNET
-from train_vae import CH
+from train_vae import CH, decode_fast
 from vae_frame import SCALE
 
 SIGMAS = ((1 - ABAR) / ABAR).sqrt().numpy()
@@ -143,5 +143,7 @@ class Painter:
             x = x + (x - d) / s * (down - s)
             if up:
                 x = x + noise() * up
-        y = torch.cat([self.vae.decode(one[None] / SCALE) for one in x])
+        half, models.HALF_CONVOLUTIONS = models.HALF_CONVOLUTIONS, False
+        y = torch.cat([decode_fast(self.vae, one[None] / SCALE) for one in x])
+        models.HALF_CONVOLUTIONS = half
         return ((y.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()

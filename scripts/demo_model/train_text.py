@@ -13,13 +13,12 @@ import time
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
-
 from concepts import BACKDROPS, caption, draw_spec
 from conditions import CODE, FIRST_PATCH, USED, WIDTH, Conditions
 from models import TextEncoder
 from muon import Muon
 from tokenizer import BOS, EOS, LENGTH, PAD, load_tokenizer
+from tokenizers import Tokenizer
 
 LAYERS = 6
 

@@ -18,19 +18,18 @@ import sys
 import time
 from pathlib import Path
 
+import models
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch import nn
-
-import models
 from concepts import EMPTY_FROM, EMPTY_TO, Spec, draw_spec
 from conditions import CODE, FIRST_PATCH, THING_AT, Conditions
 from models import UNet
 from muon import Muon
+from PIL import Image
 from prepare_data import GRID, cells
 from tokenizer import LENGTH, load_tokenizer
+from torch import nn
 from vae_frame import FRAME, PINV, latent_scaling
 
 UNET = {"ch": (64, 64, 64, 128), "attn": (False, False, True, False)}
@@ -458,7 +457,7 @@ def work_loop(rank: int, a: argparse.Namespace) -> None:
         decay = 1.0 if a.no_decay else min(1.0, max(0.08, (1 - frac) / 0.4))
         for opt in opts:
             for g in opt.param_groups:
-                g["lr"] = a.lr * min(1, (step + 1) / 40) * decay
+                g["lr"] = a.lr * min(1, (step + 1) / 20) * decay
         (h, w), _, mul = shape_rng.choices(SHAPES, [s[1] for s in SHAPES])[0]
         n = a.batch * mul
         specs, ctx = src.draw(n)
@@ -468,7 +467,7 @@ def work_loop(rank: int, a: argparse.Namespace) -> None:
             r[:, 0] < 0.06, torch.randint(NO_SIGNAL, 1000, (n,), generator=gen), t
         )
         for i in range(n):
-            if r[i, 1] < 0.12:  # no prompt
+            if r[i, 1] < a.unprompted:
                 ctx[i] = 0
                 if t[i] > EMPTY_ONLY or r[i, 2] < 0.3:
                     specs[i] = Spec(None, empty=True)
@@ -483,21 +482,14 @@ def work_loop(rank: int, a: argparse.Namespace) -> None:
         eps = torch.randn(x0.shape, generator=gen) / f
         x = A * x0 * (t < NO_SIGNAL).float().view(-1, 1, 1, 1) + S * eps
         v = A * eps - S * x0
-        if (
-            a.boost
-        ):  # guidance exaggerates contrast: show that, ask for the true picture
-            k = (
-                0.5
-                * (t > 150).float()
-                * torch.rand(n, generator=gen) ** 2
-                * (torch.rand(n, generator=gen) < a.boost).float()
-            ).view(-1, 1, 1, 1)
-            k = k * (S / A).clamp(max=1.0)
-            more = (
-                k
-                * (x0 - x0.mean((2, 3), keepdim=True) * 0.5)
-                * (t < NO_SIGNAL).float().view(-1, 1, 1, 1)
-            )
+        if a.boost:
+            # guidance pushes away from the empty prompt's picture: show that
+            # and ask for the true one
+            k = a.boost * torch.rand(n, generator=gen) ** 2
+            k = k * (torch.rand(n, generator=gen) < 0.7) * (t < NO_SIGNAL)
+            k = k.view(-1, 1, 1, 1) * (S / A).clamp(max=4.0)
+            sky = lat.encode(lat.rgb_of([Spec(None, empty=True)], h, w))
+            more = k * (x0 - (F.avg_pool2d(sky, f) if f > 1 else sky))
             x = x + A * more
             v = v + A * A / S * more
         models.ATTENTION_LOG = [] if a.align else None
@@ -576,10 +568,16 @@ def main() -> int:
     ap.add_argument("--ema", type=float, default=0.99)
     ap.add_argument("--blur", type=float, default=0.3, help="noise on the true states")
     ap.add_argument(
+        "--unprompted",
+        type=float,
+        default=0.12,
+        help="share of pictures without a prompt",
+    )
+    ap.add_argument(
         "--boost",
         type=float,
         default=0.0,
-        help="share of pictures with exaggerated contrast",
+        help="how strongly to exaggerate some pictures, as guidance does",
     )
     ap.add_argument(
         "--align",

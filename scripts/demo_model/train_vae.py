@@ -25,15 +25,14 @@ import sys
 import time
 from pathlib import Path
 
+import models
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-
-import models
 from concepts import COLOURS, PASTELS
 from conditions import Conditions
 from models import VAE
+from PIL import Image
 from prepare_data import cells
 from vae_frame import FRAME, PINV, SCALE
 
