@@ -123,7 +123,7 @@ fn cases() -> Vec<Case> {
             o.s_min_uncond_all = true;
         }),
         with(plain("skip_early_0.2_total10_5calls"), |o| {
-            o.skip_early_cond = 0.2
+            o.skip_early_cond = 0.2;
         }),
         with(
             case(

@@ -31,8 +31,6 @@ pub use walk::{BrownianSource, SolverOptions, Step, UniPcOptions, UniPcSkip, Uni
 #[cfg(test)]
 mod golden_tests;
 #[cfg(test)]
-mod guidance_tests;
-#[cfg(test)]
 mod replay_tests;
 #[cfg(test)]
 mod vector_tests;

@@ -358,15 +358,20 @@ fn subtract_scaled(x: &mut Latent, y: &Latent, scale: f32) {
 fn solve(mut matrix: Vec<Vec<f32>>, mut right: Vec<f32>) -> Vec<f32> {
     let size = right.len();
     for column in 0..size {
-        let pivot = (column..size)
-            .max_by(|&a, &b| matrix[a][column].abs().total_cmp(&matrix[b][column].abs()))
-            .unwrap_or(column);
+        // The first of equals, as LAPACK picks it.
+        let mut pivot = column;
+        for row in column + 1..size {
+            if matrix[row][column].abs() > matrix[pivot][column].abs() {
+                pivot = row;
+            }
+        }
         matrix.swap(column, pivot);
         right.swap(column, pivot);
         for row in column + 1..size {
             let factor = matrix[row][column] / matrix[column][column];
-            for inner in column..size {
-                matrix[row][inner] -= factor * matrix[column][inner];
+            let pivot_row = matrix[column].clone();
+            for (value, pivot_value) in matrix[row].iter_mut().zip(&pivot_row).skip(column) {
+                *value -= factor * pivot_value;
             }
             right[row] -= factor * right[column];
         }
