@@ -31,6 +31,8 @@ pub use walk::{BrownianSource, SolverOptions, Step, UniPcOptions, UniPcSkip, Uni
 #[cfg(test)]
 mod golden_tests;
 #[cfg(test)]
+mod guidance_tests;
+#[cfg(test)]
 mod replay_tests;
 #[cfg(test)]
 mod vector_tests;
