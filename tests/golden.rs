@@ -485,6 +485,24 @@ fn collect_schemas(value: &Value, document: &Value, names: &mut BTreeSet<String>
 /// A1111's folder as it was recorded: the generated checkpoints and the small files beside them.
 fn write_data_folder(data: &Path, golden: &Path) {
     golden_models::write_data_folder(data, &golden.join("models"));
+    // The recorded instance's settings file held every option at its default.
+    let table: Vec<Value> = serde_json::from_str(include_str!("../src/config/options.json"))
+        .expect("the options table is JSON");
+    let defaults: serde_json::Map<String, Value> = table
+        .into_iter()
+        .filter(|option| option["type"] != "html")
+        .filter_map(|option| {
+            Some((
+                option["key"].as_str()?.to_owned(),
+                option["default"].clone(),
+            ))
+        })
+        .collect();
+    std::fs::write(
+        data.join("config.json"),
+        Value::Object(defaults).to_string(),
+    )
+    .expect("the data folder can be written");
 }
 
 /// Writes the report and returns what must not be: unlisted failures, and listed cases that pass.

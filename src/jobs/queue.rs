@@ -54,7 +54,7 @@ struct Entry {
     number: u64,
     ticket: Ticket,
     /// Answers whether the job succeeded.
-    work: Box<dyn FnOnce(&Board) -> bool + Send>,
+    work: Work,
 }
 
 impl Jobs {
@@ -106,10 +106,13 @@ impl Jobs {
             ticket,
             Box::new(move |board| {
                 let result = work(board);
-                let succeeded = result.is_ok();
-                // A caller who left does not want the result.
-                let _ = sender.send(result);
-                succeeded
+                Done {
+                    succeeded: result.is_ok(),
+                    answer: Box::new(move || {
+                        // A caller who left does not want the result.
+                        let _ = sender.send(result);
+                    }),
+                }
             }),
         )?;
         let _place = Place {
@@ -153,11 +156,7 @@ impl Jobs {
         }
     }
 
-    fn enqueue(
-        &self,
-        ticket: Ticket,
-        work: Box<dyn FnOnce(&Board) -> bool + Send>,
-    ) -> Result<u64, JobError> {
+    fn enqueue(&self, ticket: Ticket, work: Work) -> Result<u64, JobError> {
         let mut queue = self.shared.queue.lock();
         if queue.closed {
             return Err(JobError::ShuttingDown);
@@ -211,6 +210,15 @@ impl Drop for Place<'_> {
     }
 }
 
+/// A job, carried out on the queue's thread.
+type Work = Box<dyn FnOnce(&Board) -> Done + Send>;
+
+/// A job that was carried out, its answer not yet given.
+struct Done {
+    succeeded: bool,
+    answer: Box<dyn FnOnce() + Send>,
+}
+
 fn carry_out(shared: &Shared) {
     while let Some(entry) = next_entry(shared) {
         let board = &*shared.board;
@@ -219,12 +227,17 @@ fn carry_out(shared: &Shared) {
             board.begin(job, entry.ticket.task.as_deref());
         }
         let work = entry.work;
-        let succeeded = catch_unwind(AssertUnwindSafe(|| work(board))).unwrap_or_else(|panic| {
-            tracing::error!(message = panic_text(panic.as_ref()), "a job panicked");
-            false
-        });
+        let done = catch_unwind(AssertUnwindSafe(|| work(board)))
+            .inspect_err(|panic| {
+                tracing::error!(message = panic_text(panic.as_ref()), "a job panicked");
+            })
+            .ok();
+        // The board is idle before the caller hears of the end: clients poll for that right after.
         if shown {
-            board.end(succeeded);
+            board.end(done.as_ref().is_some_and(|done| done.succeeded));
+        }
+        if let Some(done) = done {
+            (done.answer)();
         }
     }
 }
