@@ -80,7 +80,6 @@ impl App {
             return Err(StartError::NoCheckpoint(folder));
         }
         let runtime = runtime(&config)?;
-        tracing::info!(library = %runtime.library().display(), "ONNX Runtime loaded");
         let provider = Provider::new(
             runtime,
             Arc::clone(&catalogue),

@@ -1,13 +1,9 @@
 //! The `info` text of an answer: JSON as Python's `json.dumps` writes it.
 
-use std::io::{self, Write};
-
-use serde::Serialize;
-use serde_json::ser::Formatter;
 use serde_json::{Map, Value, json};
 
 use super::Body;
-use super::field::python_float;
+use crate::infotext::json_dumps;
 use crate::pipeline::GenerationResult;
 
 /// The `info` of a finished job, keys in A1111's order.
@@ -71,74 +67,7 @@ pub(super) fn info_text(result: &GenerationResult, body: &Body) -> String {
         json!(result.is_using_inpainting_conditioning),
     );
     put("version", json!(result.version));
-    python_dumps(&Value::Object(info))
-}
-
-/// Python's `json.dumps(value)`: `", "` and `": "` between, everything but ASCII escaped.
-#[must_use]
-pub(super) fn python_dumps(value: &Value) -> String {
-    let mut bytes = Vec::new();
-    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, PythonFormatter);
-    value
-        .serialize(&mut serializer)
-        .expect("a JSON value serialises into memory");
-    String::from_utf8(bytes).expect("the formatter writes ASCII")
-}
-
-struct PythonFormatter;
-
-impl Formatter for PythonFormatter {
-    fn write_f64<W: ?Sized + Write>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
-        writer.write_all(python_float(value).as_bytes())
-    }
-
-    fn begin_array_value<W: ?Sized + Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
-    }
-
-    fn begin_object_key<W: ?Sized + Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
-    }
-
-    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
-    }
-
-    fn write_string_fragment<W: ?Sized + Write>(
-        &mut self,
-        writer: &mut W,
-        fragment: &str,
-    ) -> io::Result<()> {
-        let mut units = [0; 2];
-        for character in fragment.chars() {
-            if character.is_ascii() && character != '\u{7f}' {
-                writer.write_all(&[character as u8])?;
-            } else if character == '\u{7f}' {
-                writer.write_all(b"\x7f")?;
-            } else {
-                for unit in character.encode_utf16(&mut units) {
-                    write!(writer, "\\u{unit:04x}")?;
-                }
-            }
-        }
-        Ok(())
-    }
+    json_dumps(&Value::Object(info))
 }
 
 #[cfg(test)]
@@ -150,7 +79,7 @@ mod tests {
         let value =
             json!({"a": [1, 2.0, null, true], "é": "x\n\"😀", "small": 1e-5, "large": 1e22});
         assert_eq!(
-            python_dumps(&value),
+            json_dumps(&value),
             r#"{"a": [1, 2.0, null, true], "\u00e9": "x\n\"\ud83d\ude00", "small": 1e-05, "large": 1e+22}"#
         );
     }

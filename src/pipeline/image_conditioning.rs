@@ -57,7 +57,7 @@ pub(super) fn of_picture(
 ) -> Result<Option<Latent>, GenerateError> {
     match model.unet_channels {
         INPAINTING_CHANNELS => {
-            let (count, _, height, width) = pixels.dim();
+            let (_, _, height, width) = pixels.dim();
             let mask_pixels = mask_pixels(mask, height, width);
             let mut masked = pixels.clone();
             for mut plane in masked.outer_iter_mut() {
@@ -69,7 +69,6 @@ pub(super) fn of_picture(
                 }
             }
             let latent = latents::encode(model, &masked, generator)?;
-            let _ = count;
             Ok(Some(with_mask(&latent, Some(&mask_pixels))))
         }
         EDIT_CHANNELS => {
