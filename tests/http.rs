@@ -1,6 +1,9 @@
 //! The whole app in process, over an engine that draws one grey picture without any graph: routes, error
 //! bodies, coercion, options, login, CORS, the queue.
 
+#[path = "http/login.rs"]
+mod login;
+
 use std::sync::Arc;
 
 use actix_web::App as ActixApp;
@@ -406,28 +409,6 @@ async fn large_answers_are_compressed_and_all_carry_their_time() {
     let answer = server.send(gzip("/sdapi/v1/progress")).await;
     assert_eq!(answer.header("content-encoding"), None);
     assert!(answer.header("x-process-time").is_some());
-}
-
-#[actix_web::test]
-async fn the_login_covers_every_route() {
-    let server = Fixture::new(&["--api-auth", "user:pass"]);
-    for path in [
-        "/sdapi/v1/samplers",
-        "/sdapi/v1/loras",
-        "/internal/ping",
-        "/docs",
-    ] {
-        let answer = server.get(path).await;
-        assert_eq!(answer.status, 401, "{path}");
-        assert_eq!(answer.header("www-authenticate"), None);
-    }
-    assert_eq!(server.get("/nope").await.status, 404);
-    let request = TestRequest::get()
-        .uri("/sdapi/v1/samplers")
-        .insert_header((header::AUTHORIZATION, "Basic dXNlcjpwYXNz"));
-    assert_eq!(server.send(request).await.status, 200);
-    let flags = server.get("/sdapi/v1/cmd-flags");
-    assert_eq!(flags.await.status, 401);
 }
 
 #[actix_web::test]

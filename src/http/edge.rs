@@ -1,5 +1,5 @@
-//! What surrounds every answer: preflights, the login, compression, CORS headers, the request's time,
-//! the line of `--api-log`.
+//! What surrounds every answer: preflights, compression, CORS headers, the request's time, the line of
+//! `--api-log`. The login stands at each route, see `login.rs`.
 //!
 //! The order follows A1111's middleware. Unlike there, answers with status 500 carry the headers too,
 //! since pages could not read the error otherwise.
@@ -11,13 +11,12 @@ use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderName, HeaderValue};
 use actix_web::middleware::Next;
-use actix_web::{Error, HttpResponse, ResponseError, web};
+use actix_web::{Error, HttpResponse, web};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
+use super::Server;
 use super::cors::{Cors, add_vary, is_preflight};
-use super::routes::Known;
-use super::{Server, login};
 
 /// Smaller bodies are not compressed.
 const GZIP_FROM_BYTES: usize = 1000;
@@ -43,8 +42,6 @@ pub async fn surround(
     let mut answer = if is_preflight(request.method(), request.headers()) {
         let preflight = cors.preflight(request.headers());
         request.into_response(preflight)
-    } else if let Some(refusal) = refuse(&server, &request) {
-        finish(request.into_response(refusal), &cors)
     } else {
         finish(next.call(request).await?, &cors)
     };
@@ -60,18 +57,6 @@ pub async fn surround(
         elapsed_s,
     );
     Ok(answer)
-}
-
-/// The answer to a request without a valid login. Paths that no route has say so without one.
-fn refuse(server: &Server, request: &ServiceRequest) -> Option<HttpResponse> {
-    let known = request.app_data::<web::Data<Known>>()?;
-    let reaches_a_route = known.methods(request.path()).contains(&request.method());
-    if !reaches_a_route {
-        return None;
-    }
-    login::check(&server.config.server.logins, request.headers())
-        .err()
-        .map(|error| error.error_response())
 }
 
 fn finish(answer: ServiceResponse<BoxBody>, cors: &Cors) -> ServiceResponse<BoxBody> {

@@ -10,7 +10,8 @@ use super::routes::Known;
 /// 405 with the methods of the first route of that path, 307 where the path without its trailing slash
 /// exists, else 404. As FastAPI's router.
 pub(super) async fn no_route(request: HttpRequest, known: web::Data<Known>) -> HttpResponse {
-    let path = request.path();
+    // The path as the router reads it, with what was percent-encoded for no reason decoded.
+    let path = request.match_info().as_str();
     if let Some(first) = known.methods(path).first() {
         let mut answer = detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
         if let Ok(methods) = HeaderValue::from_str(first.as_str()) {

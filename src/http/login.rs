@@ -1,14 +1,36 @@
 //! HTTP basic authentication, the outermost layer over every route.
 //!
+//! It wraps each route as the router finds it, not the path as it was written: `/sdapi/v1/s%61mplers` is
+//! `/sdapi/v1/samplers` to the router, and a comparison of texts would let it pass.
+//!
 //! Follows A1111's `--api-auth`, with two differences: the Lora routes, the documents and the
 //! `/internal` routes ask for the login too, and the comparison takes the same time whatever is sent.
 
+use actix_web::body::BoxBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{AUTHORIZATION, HeaderMap};
+use actix_web::middleware::Next;
+use actix_web::{Error, ResponseError, web};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use subtle::{Choice, ConstantTimeEq};
 
+use super::Server;
 use crate::api::ApiError;
+
+/// The layer over one route: what it guards does not run without a valid login, its extractors neither.
+pub(super) async fn require(
+    request: ServiceRequest,
+    next: Next<BoxBody>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let server = request
+        .app_data::<web::Data<Server>>()
+        .expect("the server's state is registered with its routes");
+    match check(&server.config.server.logins, request.headers()) {
+        Ok(()) => next.call(request).await,
+        Err(refusal) => Ok(request.into_response(refusal.error_response())),
+    }
+}
 
 /// Checks the request's login; without logins everybody may enter.
 pub(super) fn check(logins: &[(String, String)], headers: &HeaderMap) -> Result<(), ApiError> {

@@ -4,15 +4,16 @@ use std::future::Future;
 use std::sync::Arc;
 
 use actix_web::http::Method;
+use actix_web::middleware::from_fn;
 use actix_web::web::{self, ServiceConfig};
 use actix_web::{FromRequest, Handler, Responder};
 
 use super::{
-    Server, extras, fallback, generation, internal, lists, options, page, server_control, state,
-    training,
+    Server, extras, fallback, generation, internal, lists, login, options, page, server_control,
+    state, training,
 };
 
-/// The routes that exist, for answers to requests that match none and for the login.
+/// The routes that exist, for answers to requests that match none.
 #[derive(Debug, Default)]
 pub struct Known {
     entries: Vec<(Method, &'static str)>,
@@ -50,8 +51,8 @@ impl Routes<'_> {
         F::Output: Responder + 'static,
         F::Future: Future,
     {
-        self.config
-            .route(path, web::method(method.clone()).to(handler));
+        let route = web::method(method.clone()).to(handler);
+        self.config.route(path, route.wrap(from_fn(login::require)));
         self.known.entries.push((method, path));
     }
 
