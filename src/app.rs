@@ -13,9 +13,11 @@ use tokio::sync::Notify;
 
 use crate::api::{StyleBook, StyleRow};
 use crate::catalogue::{Catalogue, CatalogueConfig, sha256_of};
-use crate::config::{Binding, Config, ConfigError, Folders, RuntimeConfig, Settings, Tls};
+use crate::config::{
+    Binding, Config, ConfigError, Folders, QueueConfig, RuntimeConfig, Settings, Tls,
+};
 use crate::http::{self, CurrentModel, Server};
-use crate::jobs::{Engine, Jobs, Ticket};
+use crate::jobs::{Engine, Jobs, QueueLimits, Ticket};
 use crate::models::{CheckpointPlan, Provider, ProviderConfig};
 use crate::pipeline::{
     ExtrasParams, ExtrasResult, GenerateError, GenerationParams, GenerationResult, JobControl,
@@ -112,7 +114,7 @@ impl App {
         }
         let server = Server {
             settings,
-            jobs: Jobs::start(config.queue_limit, config.progress_bars),
+            jobs: Jobs::start(queue_limits(&config.queue), config.progress_bars),
             engine,
             catalogue,
             styles: Arc::new(StyleFiles {
@@ -383,6 +385,15 @@ fn runtime(config: &Config) -> Result<Runtime, StartError> {
         device_id: config.runtime.device_id,
     };
     Ok(Runtime::load(&library, options)?)
+}
+
+fn queue_limits(config: &QueueConfig) -> QueueLimits {
+    QueueLimits {
+        waiting: config.waiting,
+        waiting_per_client: config.waiting_per_client.unwrap_or(usize::MAX),
+        concurrent: config.concurrent,
+        cancel_on_disconnect: config.cancel_on_disconnect,
+    }
 }
 
 /// Half of the machine's memory unless a flag says otherwise.

@@ -15,6 +15,8 @@ pub struct Environment {
     pub ort_library: Option<PathBuf>,
     /// `ANCESTRAL_LOG` or `RUST_LOG`: a filter for log lines.
     pub log_filter: Option<String>,
+    /// `ANCESTRAL_WEBHOOK_SECRET`: the key that signs messages to webhooks.
+    pub webhook_secret: String,
 }
 
 impl Environment {
@@ -28,6 +30,7 @@ impl Environment {
             restartable: text("SD_WEBUI_RESTART").is_some(),
             ort_library: text("ORT_DYLIB_PATH").map(PathBuf::from),
             log_filter: text("ANCESTRAL_LOG").or_else(|| text("RUST_LOG")),
+            webhook_secret: text("ANCESTRAL_WEBHOOK_SECRET").unwrap_or_default(),
         }
     }
 }

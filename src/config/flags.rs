@@ -10,6 +10,8 @@ use clap::{Arg, ArgAction, ArgMatches};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::own_flags::OWN_FLAGS;
+
 /// One flag of A1111.
 #[derive(Debug, Deserialize)]
 struct FlagEntry {
@@ -32,52 +34,6 @@ struct FlagEntry {
 static FLAGS: LazyLock<Vec<FlagEntry>> = LazyLock::new(|| {
     serde_json::from_str(include_str!("cmd-flags.json")).expect("the embedded table is well formed")
 });
-
-/// A flag that only this server has.
-struct OwnFlag {
-    name: &'static str,
-    value: Option<&'static str>,
-    help: &'static str,
-}
-
-/// Flags that A1111 does not have. They are not part of the echo, which clients parse strictly.
-const OWN_FLAGS: &[OwnFlag] = &[
-    OwnFlag {
-        name: "execution-provider",
-        value: Some("NAME[,NAME...]"),
-        help: "Execution providers to try in order: tensorrt, cuda, directml, cpu [default: cuda, directml, cpu]",
-    },
-    OwnFlag {
-        name: "ort-library",
-        value: Some("FILE"),
-        help: "The ONNX Runtime library [default: ORT_DYLIB_PATH, beside the executable, DATA/runtime, an installed Python package]",
-    },
-    OwnFlag {
-        name: "threads",
-        value: Some("N"),
-        help: "Threads of one graph [default: the number of physical cores]",
-    },
-    OwnFlag {
-        name: "model-memory",
-        value: Some("GIB"),
-        help: "Memory that loaded checkpoints may take together [default: half of the machine's]",
-    },
-    OwnFlag {
-        name: "queue-limit",
-        value: Some("N"),
-        help: "Requests that may wait for their turn [default: 256]",
-    },
-    OwnFlag {
-        name: "cors-allow-local",
-        value: None,
-        help: "Pages from localhost and from files on this machine may call this server",
-    },
-    OwnFlag {
-        name: "log-json",
-        value: None,
-        help: "Write log lines as JSON objects",
-    },
-];
 
 /// Why a command line was refused, or `--help` and `--version`, which clap treats alike.
 #[derive(Debug, thiserror::Error)]

@@ -5,6 +5,8 @@
 mod environment;
 mod flags;
 mod options;
+mod own_flags;
+mod service_config;
 mod settings;
 mod start_config;
 mod table;
@@ -12,6 +14,7 @@ mod table;
 pub use environment::Environment;
 pub use flags::{FlagError, Flags};
 pub use options::Options;
+pub use service_config::{QueueConfig, RequestLimits, WebhookConfig};
 pub use settings::{Settings, SettingsError};
 pub use start_config::{
     Binding, Command, Config, ConfigError, Folders, Freeze, RuntimeConfig, ServerConfig, Tls,

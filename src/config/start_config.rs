@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{Environment, FlagError, Flags};
+use super::{Environment, FlagError, Flags, QueueConfig, RequestLimits, WebhookConfig};
 
 /// Why the server cannot start with this command line.
 #[derive(Debug, thiserror::Error)]
@@ -50,8 +50,9 @@ pub struct Config {
     pub folders: Folders,
     pub runtime: RuntimeConfig,
     pub freeze: Freeze,
-    /// How many requests may wait.
-    pub queue_limit: usize,
+    pub queue: QueueConfig,
+    pub webhook: WebhookConfig,
+    pub limits: RequestLimits,
     /// `--use-cpu all`: the noise source `GPU` means the CPU generator.
     pub noise_on_cpu: bool,
     pub progress_bars: bool,
@@ -205,7 +206,9 @@ impl Config {
             server: ServerConfig::from_flags(flags, environment)?,
             runtime: RuntimeConfig::from_flags(flags, environment)?,
             freeze: Freeze::from_flags(flags),
-            queue_limit: number(flags, "queue-limit")?.unwrap_or(256),
+            queue: QueueConfig::from_flags(flags)?,
+            webhook: WebhookConfig::from_flags(flags, environment),
+            limits: RequestLimits::from_flags(flags)?,
             noise_on_cpu: flags
                 .values("use_cpu")
                 .iter()
@@ -385,7 +388,7 @@ impl Freeze {
     }
 }
 
-fn number<T: std::str::FromStr>(
+pub(super) fn number<T: std::str::FromStr>(
     flags: &Flags,
     flag: &'static str,
 ) -> Result<Option<T>, ConfigError> {

@@ -52,6 +52,7 @@ async fn extras(
     let ticket = Ticket {
         job: Some("extras"),
         task: None,
+        client: String::new(),
     };
     let work = move |board: &crate::jobs::Board| {
         board.set_job_count(1);

@@ -83,6 +83,7 @@ async fn generate(
     let ticket = Ticket {
         job: Some(job),
         task: Some(task),
+        client: String::new(),
     };
     let for_job = Arc::clone(&server);
     let answer = server

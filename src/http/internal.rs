@@ -23,7 +23,7 @@ pub(super) async fn progress(
 ) -> Answer {
     let body = read_json_without_content_type(&request, &bytes, INTERNAL_PROGRESS)?;
     let options = server.settings.snapshot();
-    let progress = server.jobs.board().task_progress(
+    let progress = server.jobs.task_progress(
         body.text("id_task"),
         preview_options(&options),
         body.int("id_live_preview").unwrap_or(-1),
@@ -47,7 +47,7 @@ pub(super) async fn progress(
 
 /// `GET /internal/pending-tasks`
 pub(super) async fn pending_tasks(server: web::Data<Server>) -> HttpResponse {
-    let tasks = server.jobs.board().pending_tasks();
+    let tasks = server.jobs.pending_tasks();
     json_answer(&json!({"size": tasks.len(), "tasks": tasks}))
 }
 

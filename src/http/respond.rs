@@ -53,9 +53,10 @@ impl ResponseError for ApiError {
 impl From<JobError> for ApiError {
     fn from(error: JobError) -> Self {
         match error {
-            JobError::QueueFull { .. } | JobError::ShuttingDown => {
-                Self::http(503, error.to_string())
-            }
+            JobError::QueueFull { .. }
+            | JobError::ClientFull { .. }
+            | JobError::ShuttingDown
+            | JobError::Cancelled => Self::http(503, error.to_string()),
             JobError::Panicked => Self::unexpected("RuntimeError", error.to_string()),
         }
     }

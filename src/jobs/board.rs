@@ -1,4 +1,4 @@
-//! The state of the running job, as `/progress`, `/interrupt` and `/skip` see it.
+//! The state of one job, as `/progress`, `/interrupt` and `/skip` see it.
 //!
 //! Follows A1111 v1.10.1's `shared.state`: idle, everything but `job` and `job_count` keeps its last
 //! value. Previews are made when somebody asks for progress, not before.
@@ -10,8 +10,8 @@ use std::time::Instant;
 use image::DynamicImage;
 use parking_lot::Mutex;
 
+use super::meter::Meter;
 use super::preview::preview;
-use super::tasks::Tasks;
 use super::terminal::Terminal;
 use crate::pipeline::{Family, JobControl, MAX_RANDOM_SEED};
 use crate::sampling::Latent;
@@ -66,18 +66,20 @@ pub struct TaskProgress {
     pub text: Option<String>,
 }
 
-/// A1111's `state` and its task ids.
+/// A1111's `state`, of one job.
 #[derive(Debug)]
 pub struct Board {
     inner: Mutex<Inner>,
-    terminal: Terminal,
+    terminal: Arc<Terminal>,
+    meter: Meter,
 }
 
 #[derive(Debug)]
 struct Inner {
     state: StateFields,
-    tasks: Tasks,
     begin: Instant,
+    /// When the last step, or the sampler call, was noted.
+    step_begin: Instant,
     text: Option<String>,
     latest: Option<(Latent, Family)>,
     preview: Option<Arc<DynamicImage>>,
@@ -104,8 +106,8 @@ impl Board {
                     sampling_step: 0,
                     sampling_steps: 0,
                 },
-                tasks: Tasks::default(),
                 begin: Instant::now(),
+                step_begin: Instant::now(),
                 text: None,
                 latest: None,
                 preview: None,
@@ -117,7 +119,39 @@ impl Board {
                     grid: true,
                 },
             }),
-            terminal: Terminal::new(terminal_bars),
+            terminal: Arc::new(Terminal::new(terminal_bars)),
+            meter: Meter::default(),
+        }
+    }
+
+    /// The board of a job that begins after this one: what A1111 keeps from job to job is carried over.
+    /// `job` is A1111's first text for it, for example `scripts_txt2img`.
+    pub(super) fn following(&self, job: &str, meter: Meter) -> Self {
+        let previous = self.inner.lock();
+        Self {
+            inner: Mutex::new(Inner {
+                state: StateFields {
+                    skipped: false,
+                    interrupted: false,
+                    stopping_generation: false,
+                    job: job.to_owned(),
+                    job_count: -1,
+                    job_timestamp: local_timestamp(),
+                    job_no: 0,
+                    sampling_step: 0,
+                    sampling_steps: previous.state.sampling_steps,
+                },
+                begin: Instant::now(),
+                step_begin: Instant::now(),
+                text: None,
+                latest: None,
+                preview: None,
+                preview_id: 0,
+                preview_step: 0,
+                preview_options: previous.preview_options,
+            }),
+            terminal: Arc::clone(&self.terminal),
+            meter,
         }
     }
 
@@ -129,12 +163,6 @@ impl Board {
     /// Ends the running batch.
     pub fn skip(&self) {
         self.inner.lock().state.skipped = true;
-    }
-
-    /// The ids of waiting tasks, in their order.
-    #[must_use]
-    pub fn pending_tasks(&self) -> Vec<String> {
-        self.inner.lock().tasks.pending().to_vec()
     }
 
     /// The progress of the running job. `options` decide whether a new preview is made.
@@ -163,41 +191,28 @@ impl Board {
         }
     }
 
-    /// The progress of one task; `known_preview` is the id of the preview that the caller has.
-    #[must_use]
-    pub fn task_progress(
+    /// The progress of the running job for `/internal/progress`; `known_preview` is the id of the preview
+    /// that the caller has.
+    pub(super) fn task_progress(
         &self,
-        id: Option<&str>,
+        completed: bool,
         options: PreviewOptions,
         known_preview: i64,
         want_preview: bool,
     ) -> TaskProgress {
         let mut inner = self.inner.lock();
-        let active = inner.tasks.is_active(id);
-        let place = inner.tasks.place(id);
-        let mut answer = TaskProgress {
-            active,
-            queued: place.is_some(),
-            completed: inner.tasks.is_finished(id),
-            progress: None,
-            eta_s: None,
-            preview: None,
-            preview_id: -1,
-            text: None,
-        };
-        if !active {
-            answer.text = Some(match place {
-                Some(place) => format!("In queue: {}/{}", place + 1, inner.tasks.pending().len()),
-                None => "Waiting...".to_owned(),
-            });
-            return answer;
-        }
         let progress = inner.fraction().min(1.0);
         let elapsed_s = inner.begin.elapsed().as_secs_f64();
-        answer.progress = Some(progress);
-        answer.eta_s = (progress > 0.0).then(|| elapsed_s / progress - elapsed_s);
-        answer.preview_id = known_preview;
-        answer.text.clone_from(&inner.text);
+        let mut answer = TaskProgress {
+            active: true,
+            queued: false,
+            completed,
+            progress: Some(progress),
+            eta_s: (progress > 0.0).then(|| elapsed_s / progress - elapsed_s),
+            preview: None,
+            preview_id: known_preview,
+            text: inner.text.clone(),
+        };
         if want_preview {
             inner.preview_options = options;
             inner.refresh_preview();
@@ -211,42 +226,32 @@ impl Board {
         answer
     }
 
-    pub(super) fn add_task(&self, id: &str) {
-        self.inner.lock().tasks.add(id);
-    }
-
-    pub(super) fn remove_task(&self, id: &str) {
-        self.inner.lock().tasks.remove(id);
-    }
-
-    /// A job begins: `job` is A1111's first text for it, for example `scripts_txt2img`.
-    pub(super) fn begin(&self, job: &str, task: Option<&str>) {
-        let mut inner = self.inner.lock();
-        let state = &mut inner.state;
-        state.skipped = false;
-        state.interrupted = false;
-        state.stopping_generation = false;
-        job.clone_into(&mut state.job);
-        state.job_count = -1;
-        state.job_no = 0;
-        state.job_timestamp = local_timestamp();
-        state.sampling_step = 0;
-        inner.begin = Instant::now();
-        inner.text = None;
-        inner.latest = None;
-        inner.preview = None;
-        inner.preview_id = 0;
-        inner.preview_step = 0;
-        inner.tasks.start(task);
-    }
-
-    pub(super) fn end(&self, succeeded: bool) {
+    /// The job is over; what A1111 shows while idle stays.
+    pub(super) fn end(&self) {
         self.terminal.finish();
         let mut inner = self.inner.lock();
         inner.state.job.clear();
         inner.state.job_count = 0;
         inner.latest = None;
-        inner.tasks.finish(succeeded);
+    }
+}
+
+impl TaskProgress {
+    /// A job that does not run: it waits at `place` (from 0) of `pending`, or nobody knows it.
+    pub(super) fn waiting(completed: bool, place: Option<usize>, pending: usize) -> Self {
+        Self {
+            active: false,
+            queued: place.is_some(),
+            completed,
+            progress: None,
+            eta_s: None,
+            preview: None,
+            preview_id: -1,
+            text: Some(match place {
+                Some(place) => format!("In queue: {}/{pending}", place + 1),
+                None => "Waiting...".to_owned(),
+            }),
+        }
     }
 }
 
@@ -319,7 +324,10 @@ impl JobControl for Board {
     }
 
     fn set_sampling_steps(&self, step_count: usize) {
-        self.inner.lock().state.sampling_steps = step_count as i64;
+        let mut inner = self.inner.lock();
+        inner.state.sampling_steps = step_count as i64;
+        inner.step_begin = Instant::now();
+        drop(inner);
         self.terminal.begin(step_count);
     }
 
@@ -327,6 +335,8 @@ impl JobControl for Board {
         let mut inner = self.inner.lock();
         inner.state.sampling_step = index as i64;
         inner.latest = Some((preview.clone(), family));
+        self.meter.step(inner.step_begin.elapsed());
+        inner.step_begin = Instant::now();
         drop(inner);
         self.terminal.step(index);
     }
@@ -361,6 +371,10 @@ mod tests {
         grid: true,
     };
 
+    fn running() -> Board {
+        Board::new(false).following("scripts_txt2img", Meter::default())
+    }
+
     fn latent() -> Latent {
         Array4::zeros((1, 4, 8, 8))
     }
@@ -369,12 +383,12 @@ mod tests {
     fn an_idle_board_reports_zeros_and_keeps_the_last_job() {
         let board = Board::new(false);
         assert_eq!(board.progress(DEFAULTS, true).state.job_timestamp, "0");
-        board.begin("scripts_txt2img", None);
+        let board = running();
         board.set_job_count(2);
         board.next_job();
         board.set_sampling_steps(20);
         board.interrupt();
-        board.end(true);
+        board.end();
         let idle = board.progress(DEFAULTS, true);
         assert!(idle.progress.abs() < f64::EPSILON);
         assert_eq!(idle.state.job, "");
@@ -385,8 +399,7 @@ mod tests {
 
     #[test]
     fn progress_follows_a1111s_arithmetic() {
-        let board = Board::new(false);
-        board.begin("scripts_txt2img", None);
+        let board = running();
         assert!((board.progress(DEFAULTS, false).progress - 0.01).abs() < 1e-12);
         board.set_job_count(2);
         board.set_sampling_steps(60);
@@ -403,8 +416,7 @@ mod tests {
 
     #[test]
     fn a_preview_appears_after_ten_steps_and_only_on_a_poll() {
-        let board = Board::new(false);
-        board.begin("scripts_txt2img", Some("a"));
+        let board = running();
         board.set_job_count(1);
         board.set_sampling_steps(20);
         board.step(9, &latent(), Family::Sd1);
@@ -412,10 +424,10 @@ mod tests {
         board.step(10, &latent(), Family::Sd1);
         assert!(board.progress(DEFAULTS, true).preview.is_some());
         assert!(board.progress(DEFAULTS, false).preview.is_none());
-        let task = board.task_progress(Some("a"), DEFAULTS, -1, true);
+        let task = board.task_progress(false, DEFAULTS, -1, true);
         assert_eq!(task.preview_id, 1);
         assert!(task.preview.is_some());
-        let task = board.task_progress(Some("a"), DEFAULTS, 1, true);
+        let task = board.task_progress(false, DEFAULTS, 1, true);
         assert_eq!(task.preview_id, 1);
         assert!(task.preview.is_none());
     }
@@ -425,19 +437,7 @@ mod tests {
         let board = Board::new(false);
         board.interrupt();
         board.skip();
-        board.begin("scripts_img2img", None);
+        let board = board.following("scripts_img2img", Meter::default());
         assert!(!board.interrupted() && !board.skipped());
-    }
-
-    #[test]
-    fn task_progress_tells_waiting_from_unknown() {
-        let board = Board::new(false);
-        board.add_task("a");
-        board.add_task("b");
-        let queued = board.task_progress(Some("b"), DEFAULTS, -1, false);
-        assert_eq!(queued.text.as_deref(), Some("In queue: 2/2"));
-        let unknown = board.task_progress(Some("c"), DEFAULTS, -1, false);
-        assert_eq!(unknown.text.as_deref(), Some("Waiting..."));
-        assert!(board.task_progress(None, DEFAULTS, -1, false).active);
     }
 }

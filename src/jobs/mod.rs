@@ -1,10 +1,12 @@
 //! The queue, progress, interrupt and skip. May use pipeline.
 //!
-//! Requests take a place in a bounded queue, first come, first served; one thread carries them out.
-//! What A1111 keeps in its global `state` is the [`Board`] here.
+//! Requests take a place in a bounded queue, fair between clients and first come, first served within one;
+//! as many threads as jobs may run at once carry them out. What A1111 keeps in its global `state` is the
+//! [`Board`] of each job here.
 
 mod board;
 mod engine;
+mod meter;
 mod preview;
 mod queue;
 mod tasks;
@@ -12,5 +14,6 @@ mod terminal;
 
 pub use board::{Board, PreviewOptions, Progress, StateFields, TaskProgress};
 pub use engine::Engine;
-pub use queue::{JobError, Jobs, Ticket};
+pub use meter::Meter;
+pub use queue::{Cancelled, JobError, JobView, Jobs, QueueLimits, Ticket, Whereabouts};
 pub use tasks::new_task_id;

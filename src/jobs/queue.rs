@@ -1,22 +1,33 @@
-//! A bounded queue, first come, first served, and the one thread that carries jobs out.
+//! A bounded queue, fair between clients, and the threads that carry jobs out.
+//!
+//! One client's jobs run in the order of their arrival, as in A1111. Where several clients wait, the one
+//! that was served longest ago has the next turn, so a client that sends a hundred requests delays another
+//! by one job and not by a hundred.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
-use super::Board;
+use super::board::{Board, PreviewOptions, TaskProgress};
+use super::meter::Meter;
+use super::tasks::Finished;
 
 /// Why a job was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
     #[error("{waiting} requests are already waiting")]
     QueueFull { waiting: usize },
+    #[error("{waiting} requests of this client are already waiting")]
+    ClientFull { waiting: usize },
     #[error("the server is shutting down")]
     ShuttingDown,
+    #[error("the job was cancelled")]
+    Cancelled,
     #[error("the job stopped unexpectedly; the log says why")]
     Panicked,
 }
@@ -26,26 +37,90 @@ pub enum JobError {
 pub struct Ticket {
     /// A1111's first text for the job; `None`: the job takes the queue's turn without showing.
     pub job: Option<&'static str>,
-    /// The id that `/internal/progress` finds it by.
+    /// The id that `/internal/progress` and `/v1/jobs` find it by.
     pub task: Option<String>,
+    /// Who asks: jobs are shared out between these names.
+    pub client: String,
 }
 
-/// The queue. Dropping it, or [`Jobs::shut_down`], ends its thread after the running job.
+/// What bounds the queue.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueLimits {
+    /// How many jobs may wait.
+    pub waiting: usize,
+    /// How many of them may belong to one client.
+    pub waiting_per_client: usize,
+    /// How many jobs run at once; at least 1.
+    pub concurrent: usize,
+    /// A caller who leaves while the job runs interrupts it. A1111 finishes such jobs.
+    pub cancel_on_disconnect: bool,
+}
+
+impl Default for QueueLimits {
+    fn default() -> Self {
+        Self {
+            waiting: 256,
+            waiting_per_client: usize::MAX,
+            concurrent: 1,
+            cancel_on_disconnect: false,
+        }
+    }
+}
+
+/// Where a job of the queue is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whereabouts {
+    /// So many jobs run before it.
+    Waiting {
+        ahead: usize,
+    },
+    Running,
+}
+
+/// A job that waits or runs.
+#[derive(Debug, Clone)]
+pub struct JobView {
+    pub task: String,
+    pub job: &'static str,
+    pub client: String,
+    pub whereabouts: Whereabouts,
+    /// Seconds since it was submitted.
+    pub age_s: f64,
+}
+
+/// What [`Jobs::cancel`] met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancelled {
+    /// It will never run.
+    Waiting,
+    /// It ends with what it has.
+    Running,
+    /// The queue does not know the id.
+    Unknown,
+}
+
+/// The queue. Dropping it, or [`Jobs::shut_down`], ends its threads after the running jobs.
 pub struct Jobs {
     shared: Arc<Shared>,
-    worker: Mutex<Option<JoinHandle<()>>>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
-    board: Arc<Board>,
-    limit: usize,
+    limits: QueueLimits,
+    meter: Meter,
 }
 
-#[derive(Default)]
 struct Queue {
     waiting: VecDeque<Entry>,
+    running: Vec<Running>,
+    /// The state that A1111's global routes show while nothing runs: that of the last job.
+    idle: Arc<Board>,
+    finished: Finished,
+    /// The turn in which a client that waits or runs was served last.
+    served: HashMap<String, u64>,
+    turn: u64,
     next_number: u64,
     closed: bool,
 }
@@ -53,45 +128,75 @@ struct Queue {
 struct Entry {
     number: u64,
     ticket: Ticket,
-    /// Answers whether the job succeeded.
+    submitted: Instant,
     work: Work,
 }
 
+struct Running {
+    number: u64,
+    ticket: Ticket,
+    submitted: Instant,
+    board: Arc<Board>,
+}
+
 impl Jobs {
-    /// A queue of at most `limit` waiting jobs with its thread.
+    /// A queue with its threads. `terminal_bars` draws progress bars where standard error is a terminal
+    /// and one job runs at a time.
     ///
     /// # Panics
-    /// When the operating system refuses the thread.
+    /// When the operating system refuses the threads.
     #[must_use]
-    pub fn start(limit: usize, terminal_bars: bool) -> Self {
+    pub fn start(limits: QueueLimits, terminal_bars: bool) -> Self {
+        let concurrent = limits.concurrent.max(1);
         let shared = Arc::new(Shared {
-            queue: Mutex::default(),
+            queue: Mutex::new(Queue {
+                waiting: VecDeque::new(),
+                running: Vec::new(),
+                idle: Arc::new(Board::new(terminal_bars && concurrent == 1)),
+                finished: Finished::default(),
+                served: HashMap::new(),
+                turn: 0,
+                next_number: 0,
+                closed: false,
+            }),
             changed: Condvar::new(),
-            board: Arc::new(Board::new(terminal_bars)),
-            limit,
+            limits,
+            meter: Meter::default(),
         });
-        let for_worker = Arc::clone(&shared);
-        let worker = std::thread::Builder::new()
-            .name("generation".to_owned())
-            .spawn(move || carry_out(&for_worker))
-            .expect("the system has room for one more thread");
+        let workers = (0..concurrent)
+            .map(|index| {
+                let for_worker = Arc::clone(&shared);
+                std::thread::Builder::new()
+                    .name(format!("generation-{index}"))
+                    .spawn(move || carry_out(&for_worker))
+                    .expect("the system has room for one more thread")
+            })
+            .collect();
         Self {
             shared,
-            worker: Mutex::new(Some(worker)),
+            workers: Mutex::new(workers),
         }
     }
 
-    /// The state that progress is read from.
+    /// The state that A1111's global routes read and change: of the job that has run longest, or the last.
     #[must_use]
-    pub fn board(&self) -> &Board {
-        &self.shared.board
+    pub fn board(&self) -> Arc<Board> {
+        let queue = self.shared.queue.lock();
+        let shown = queue.running.iter().find(|job| job.ticket.job.is_some());
+        Arc::clone(shown.map_or(&queue.idle, |job| &job.board))
+    }
+
+    /// Counters of what the queue did.
+    #[must_use]
+    pub fn meter(&self) -> &Meter {
+        &self.shared.meter
     }
 
     /// Carries out `work` when its turn comes. A caller who stops waiting frees the place; once the job
-    /// runs, it runs to its end.
+    /// runs, it runs to its end unless the limits say otherwise.
     ///
     /// # Errors
-    /// When the queue is full or closed, or the job panicked.
+    /// When the queue is full or closed, the job was cancelled before it ran, or it panicked.
     pub async fn run<T, E>(
         &self,
         ticket: Ticket,
@@ -104,6 +209,7 @@ impl Jobs {
         let (sender, receiver) = oneshot::channel();
         let number = self.enqueue(
             ticket,
+            true,
             Box::new(move |board| {
                 let result = work(board);
                 Done {
@@ -122,8 +228,29 @@ impl Jobs {
         match receiver.await {
             Ok(result) => Ok(result),
             Err(_) if self.shared.queue.lock().closed => Err(JobError::ShuttingDown),
+            Err(_) if self.shared.queue.lock().finished.cancelled(number) => {
+                Err(JobError::Cancelled)
+            }
             Err(_) => Err(JobError::Panicked),
         }
+    }
+
+    /// Carries out `work` when its turn comes, with nobody waiting for it. `work` answers whether it
+    /// succeeded. `bounded` is false for jobs that had a place before a restart.
+    ///
+    /// # Errors
+    /// When the queue is full or closed.
+    pub fn submit(
+        &self,
+        ticket: Ticket,
+        bounded: bool,
+        work: impl FnOnce(&Board) -> bool + Send + 'static,
+    ) -> Result<(), JobError> {
+        let work: Work = Box::new(move |board| Done {
+            succeeded: work(board),
+            answer: Box::new(|| {}),
+        });
+        self.enqueue(ticket, bounded, work).map(|_| ())
     }
 
     /// How many jobs wait.
@@ -132,48 +259,130 @@ impl Jobs {
         self.shared.queue.lock().waiting.len()
     }
 
-    /// Refuses everything that waits or comes later. The running job goes on.
+    /// How many jobs run.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.shared.queue.lock().running.len()
+    }
+
+    /// The jobs with an id: those that run, then those that wait, in the order of their turns.
+    #[must_use]
+    pub fn list(&self) -> Vec<JobView> {
+        let queue = self.shared.queue.lock();
+        let running = queue
+            .running
+            .iter()
+            .filter_map(|job| view(&job.ticket, job.submitted, Whereabouts::Running));
+        let waiting = queue
+            .turns()
+            .into_iter()
+            .enumerate()
+            .filter_map(|(ahead, index)| {
+                let entry = &queue.waiting[index];
+                let whereabouts = Whereabouts::Waiting { ahead };
+                view(&entry.ticket, entry.submitted, whereabouts)
+            });
+        running.chain(waiting).collect()
+    }
+
+    /// The ids of waiting jobs, in the order of their turns.
+    #[must_use]
+    pub fn pending_tasks(&self) -> Vec<String> {
+        let queue = self.shared.queue.lock();
+        queue.pending()
+    }
+
+    /// The progress of one job; `known_preview` is the id of the preview that the caller has. Without a
+    /// job, the missing id is the active one, as in A1111.
+    #[must_use]
+    pub fn task_progress(
+        &self,
+        id: Option<&str>,
+        options: PreviewOptions,
+        known_preview: i64,
+        want_preview: bool,
+    ) -> TaskProgress {
+        let queue = self.shared.queue.lock();
+        let running = queue
+            .running
+            .iter()
+            .find(|job| job.ticket.job.is_some() && job.ticket.task.as_deref() == id);
+        let board = match running {
+            Some(job) => Some(Arc::clone(&job.board)),
+            None if id.is_none() && queue.running.is_empty() => Some(Arc::clone(&queue.idle)),
+            None => None,
+        };
+        let completed = id.is_some_and(|id| queue.finished.contains(id));
+        if let Some(board) = board {
+            drop(queue);
+            return board.task_progress(completed, options, known_preview, want_preview);
+        }
+        let pending = queue.pending();
+        let place = pending
+            .iter()
+            .position(|pending| Some(pending.as_str()) == id);
+        TaskProgress::waiting(completed, place, pending.len())
+    }
+
+    /// Ends the job of this id, whether it waits or runs, and no other.
+    pub fn cancel(&self, id: &str) -> Cancelled {
+        let mut queue = self.shared.queue.lock();
+        if let Some(job) = queue.running.iter().find(|job| job.ticket.is(id)) {
+            job.board.interrupt();
+            return Cancelled::Running;
+        }
+        let found = queue.waiting.iter().position(|entry| entry.ticket.is(id));
+        let Some(entry) = found.and_then(|index| queue.waiting.remove(index)) else {
+            return Cancelled::Unknown;
+        };
+        queue.finished.note_cancelled(entry.number);
+        // Its caller is told while the queue is free.
+        drop(queue);
+        drop(entry);
+        Cancelled::Waiting
+    }
+
+    /// Refuses everything that waits or comes later. The running jobs go on.
     pub fn close(&self) {
         let refused = {
             let mut queue = self.shared.queue.lock();
             queue.closed = true;
             std::mem::take(&mut queue.waiting)
         };
-        for entry in &refused {
-            if let Some(task) = &entry.ticket.task {
-                self.shared.board.remove_task(task);
-            }
-        }
         drop(refused);
         self.shared.changed.notify_all();
     }
 
-    /// [`Jobs::close`], then waits for the running job.
+    /// Interrupts what runs: the jobs end with what they have.
+    pub fn interrupt_all(&self) {
+        for job in &self.shared.queue.lock().running {
+            job.board.interrupt();
+        }
+    }
+
+    /// [`Jobs::close`], then waits for the running jobs.
     pub fn shut_down(&self) {
         self.close();
-        if let Some(worker) = self.worker.lock().take() {
+        for worker in std::mem::take(&mut *self.workers.lock()) {
             let _ = worker.join();
         }
     }
 
-    fn enqueue(&self, ticket: Ticket, work: Work) -> Result<u64, JobError> {
+    fn enqueue(&self, ticket: Ticket, bounded: bool, work: Work) -> Result<u64, JobError> {
         let mut queue = self.shared.queue.lock();
         if queue.closed {
             return Err(JobError::ShuttingDown);
         }
-        if queue.waiting.len() >= self.shared.limit {
-            return Err(JobError::QueueFull {
-                waiting: queue.waiting.len(),
-            });
+        if bounded {
+            let admitted = self.shared.limits.admit(&queue.waiting, &ticket.client);
+            admitted.inspect_err(|_| self.shared.meter.refused())?;
         }
         let number = queue.next_number;
         queue.next_number += 1;
-        if let Some(task) = &ticket.task {
-            self.shared.board.add_task(task);
-        }
         queue.waiting.push_back(Entry {
             number,
             ticket,
+            submitted: Instant::now(),
             work,
         });
         drop(queue);
@@ -186,6 +395,88 @@ impl Drop for Jobs {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+impl Ticket {
+    fn is(&self, id: &str) -> bool {
+        self.task.as_deref() == Some(id)
+    }
+}
+
+impl QueueLimits {
+    fn admit(&self, waiting: &VecDeque<Entry>, client: &str) -> Result<(), JobError> {
+        if waiting.len() >= self.waiting {
+            return Err(JobError::QueueFull {
+                waiting: waiting.len(),
+            });
+        }
+        let own = waiting
+            .iter()
+            .filter(|entry| entry.ticket.client == client)
+            .count();
+        if own >= self.waiting_per_client {
+            return Err(JobError::ClientFull { waiting: own });
+        }
+        Ok(())
+    }
+}
+
+impl Queue {
+    /// Indices into `waiting` in the order in which they will run if nothing else comes.
+    fn turns(&self) -> Vec<usize> {
+        let mut served = self.served.clone();
+        let mut turn = self.turn;
+        let mut left: Vec<usize> = (0..self.waiting.len()).collect();
+        let mut order = Vec::with_capacity(left.len());
+        while let Some(at) = self.next_among(&left, &served) {
+            let index = left.remove(at);
+            turn += 1;
+            served.insert(self.waiting[index].ticket.client.clone(), turn);
+            order.push(index);
+        }
+        order
+    }
+
+    /// The place in `left` of the entry whose client was served longest ago; of equals the oldest entry.
+    fn next_among(&self, left: &[usize], served: &HashMap<String, u64>) -> Option<usize> {
+        let turn_of = |index: usize| served.get(&self.waiting[index].ticket.client).copied();
+        (0..left.len()).min_by_key(|&at| (turn_of(left[at]), at))
+    }
+
+    fn take_next(&mut self) -> Option<Entry> {
+        let all: Vec<usize> = (0..self.waiting.len()).collect();
+        let index = self.next_among(&all, &self.served)?;
+        let entry = self.waiting.remove(index)?;
+        self.turn += 1;
+        self.served.insert(entry.ticket.client.clone(), self.turn);
+        Some(entry)
+    }
+
+    /// Clients that have no job are forgotten.
+    fn forget_idle_clients(&mut self) {
+        let (waiting, running) = (&self.waiting, &self.running);
+        self.served.retain(|client, _| {
+            waiting.iter().any(|entry| entry.ticket.client == *client)
+                || running.iter().any(|job| job.ticket.client == *client)
+        });
+    }
+
+    fn pending(&self) -> Vec<String> {
+        self.turns()
+            .into_iter()
+            .filter_map(|index| self.waiting[index].ticket.task.clone())
+            .collect()
+    }
+}
+
+fn view(ticket: &Ticket, submitted: Instant, whereabouts: Whereabouts) -> Option<JobView> {
+    Some(JobView {
+        task: ticket.task.clone()?,
+        job: ticket.job?,
+        client: ticket.client.clone(),
+        whereabouts,
+        age_s: submitted.elapsed().as_secs_f64(),
+    })
 }
 
 /// A caller's hold on its place in the queue.
@@ -201,16 +492,19 @@ impl Drop for Place<'_> {
             .waiting
             .iter()
             .position(|entry| entry.number == self.number);
-        if let Some(entry) = found.and_then(|index| queue.waiting.remove(index)) {
-            drop(queue);
-            if let Some(task) = &entry.ticket.task {
-                self.shared.board.remove_task(task);
+        let left = found.and_then(|index| queue.waiting.remove(index));
+        if left.is_none() && self.shared.limits.cancel_on_disconnect {
+            // After its end the job is not among the running ones any more.
+            if let Some(job) = queue.running.iter().find(|job| job.number == self.number) {
+                job.board.interrupt();
             }
         }
+        drop(queue);
+        drop(left);
     }
 }
 
-/// A job, carried out on the queue's thread.
+/// A job, carried out on one of the queue's threads.
 type Work = Box<dyn FnOnce(&Board) -> Done + Send>;
 
 /// A job that was carried out, its answer not yet given.
@@ -220,22 +514,14 @@ struct Done {
 }
 
 fn carry_out(shared: &Shared) {
-    while let Some(entry) = next_entry(shared) {
-        let board = &*shared.board;
-        let shown = entry.ticket.job.is_some();
-        if let Some(job) = entry.ticket.job {
-            board.begin(job, entry.ticket.task.as_deref());
-        }
-        let work = entry.work;
-        let done = catch_unwind(AssertUnwindSafe(|| work(board)))
+    while let Some((number, board, work)) = next_job(shared) {
+        let done = catch_unwind(AssertUnwindSafe(|| work(&board)))
             .inspect_err(|panic| {
                 tracing::error!(message = panic_text(panic.as_ref()), "a job panicked");
             })
             .ok();
         // The board is idle before the caller hears of the end: clients poll for that right after.
-        if shown {
-            board.end(done.as_ref().is_some_and(|done| done.succeeded));
-        }
+        end_job(shared, number, done.as_ref().map(|done| done.succeeded));
         if let Some(done) = done {
             (done.answer)();
         }
@@ -250,11 +536,23 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
-fn next_entry(shared: &Shared) -> Option<Entry> {
+/// Waits for a job and puts it among the running ones.
+fn next_job(shared: &Shared) -> Option<(u64, Arc<Board>, Work)> {
     let mut queue = shared.queue.lock();
     loop {
-        if let Some(entry) = queue.waiting.pop_front() {
-            return Some(entry);
+        if let Some(entry) = queue.take_next() {
+            shared.meter.started(entry.submitted.elapsed());
+            let board = Arc::new(match entry.ticket.job {
+                Some(job) => queue.idle.following(job, shared.meter.clone()),
+                None => Board::new(false),
+            });
+            queue.running.push(Running {
+                number: entry.number,
+                ticket: entry.ticket,
+                submitted: entry.submitted,
+                board: Arc::clone(&board),
+            });
+            return Some((entry.number, board, entry.work));
         }
         if queue.closed {
             return None;
@@ -263,9 +561,28 @@ fn next_entry(shared: &Shared) -> Option<Entry> {
     }
 }
 
+/// `succeeded` is `None` after a panic.
+fn end_job(shared: &Shared, number: u64, succeeded: Option<bool>) {
+    let mut queue = shared.queue.lock();
+    let Some(at) = queue.running.iter().position(|job| job.number == number) else {
+        return;
+    };
+    let job = queue.running.remove(at);
+    shared.meter.ended(succeeded);
+    if job.ticket.job.is_some() {
+        job.board.end();
+        queue.idle = job.board;
+        if let Some(task) = job.ticket.task.filter(|_| succeeded == Some(true)) {
+            queue.finished.add(task);
+        }
+    }
+    queue.forget_idle_clients();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::JobControl as _;
     use futures_util::FutureExt as _;
     use std::sync::mpsc;
 
@@ -273,6 +590,14 @@ mod tests {
         Ticket {
             job: Some("scripts_txt2img"),
             task: Some(task.to_owned()),
+            client: String::new(),
+        }
+    }
+
+    fn of_client(client: &str, task: &str) -> Ticket {
+        Ticket {
+            client: client.to_owned(),
+            ..ticket(task)
         }
     }
 
@@ -285,7 +610,7 @@ mod tests {
 
     #[test]
     fn jobs_run_in_the_order_of_arrival() {
-        let jobs = Arc::new(Jobs::start(10, false));
+        let jobs = Arc::new(Jobs::start(QueueLimits::default(), false));
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (hold, held) = mpsc::channel::<()>();
         runtime().block_on(async {
@@ -293,11 +618,7 @@ mod tests {
                 let jobs = Arc::clone(&jobs);
                 tokio::spawn(async move { jobs.run(ticket("first"), move |_| held.recv()).await })
             };
-            while !jobs
-                .board()
-                .task_progress(Some("first"), PREVIEW, -1, false)
-                .active
-            {
+            while !jobs.task_progress(Some("first"), PREVIEW, -1, false).active {
                 tokio::task::yield_now().await;
             }
             let mut others = Vec::new();
@@ -314,7 +635,7 @@ mod tests {
                     tokio::task::yield_now().await;
                 }
             }
-            assert_eq!(jobs.board().pending_tasks(), ["0", "1", "2"]);
+            assert_eq!(jobs.pending_tasks(), ["0", "1", "2"]);
             hold.send(()).expect("the first job listens");
             for other in others {
                 other
@@ -343,11 +664,7 @@ mod tests {
         let (hold, held) = mpsc::channel::<()>();
         let for_task = Arc::clone(jobs);
         tokio::spawn(async move { for_task.run(ticket("block"), move |_| held.recv()).await });
-        while !jobs
-            .board()
-            .task_progress(Some("block"), PREVIEW, -1, false)
-            .active
-        {
+        while !jobs.task_progress(Some("block"), PREVIEW, -1, false).active {
             tokio::task::yield_now().await;
         }
         hold
@@ -355,20 +672,187 @@ mod tests {
 
     #[test]
     fn a_caller_who_leaves_frees_the_place() {
-        let jobs = Arc::new(Jobs::start(10, false));
+        let jobs = Arc::new(Jobs::start(QueueLimits::default(), false));
         runtime().block_on(async {
             let hold = block(&jobs).await;
             let left = jobs.run(ticket("gone"), |_| Ok::<_, ()>(())).now_or_never();
             assert!(left.is_none(), "the first job is still running");
             assert_eq!(jobs.waiting(), 0);
-            assert!(jobs.board().pending_tasks().is_empty());
+            assert!(jobs.pending_tasks().is_empty());
             drop(hold);
         });
     }
 
     #[test]
+    fn clients_take_turns_and_one_clients_jobs_stay_in_order() {
+        let jobs = Arc::new(Jobs::start(QueueLimits::default(), false));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        runtime().block_on(async {
+            let hold = block(&jobs).await;
+            for (client, task) in [
+                ("greedy", "g1"),
+                ("greedy", "g2"),
+                ("greedy", "g3"),
+                ("modest", "m1"),
+                ("modest", "m2"),
+            ] {
+                let seen = Arc::clone(&seen);
+                jobs.submit(of_client(client, task), true, move |_| {
+                    seen.lock().push(task);
+                    true
+                })
+                .expect("there is room");
+            }
+            assert_eq!(jobs.pending_tasks(), ["g1", "m1", "g2", "m2", "g3"]);
+            drop(hold);
+            while jobs.waiting() + jobs.running() > 0 {
+                tokio::task::yield_now().await;
+            }
+        });
+        assert_eq!(*seen.lock(), ["g1", "m1", "g2", "m2", "g3"]);
+    }
+
+    #[test]
+    fn one_client_cannot_take_every_place() {
+        let limits = QueueLimits {
+            waiting_per_client: 1,
+            ..QueueLimits::default()
+        };
+        let jobs = Arc::new(Jobs::start(limits, false));
+        runtime().block_on(async {
+            let hold = block(&jobs).await;
+            let submit = |client, task| jobs.submit(of_client(client, task), true, |_| true);
+            assert!(submit("a", "a1").is_ok());
+            let refused = submit("a", "a2").unwrap_err();
+            assert!(matches!(refused, JobError::ClientFull { waiting: 1 }));
+            assert!(submit("b", "b1").is_ok());
+            drop(hold);
+        });
+    }
+
+    /// Eight jobs run at once and one waits; those that are cancelled end, the others never notice.
+    #[test]
+    fn cancelling_one_job_touches_no_other() {
+        let limits = QueueLimits {
+            concurrent: 8,
+            ..QueueLimits::default()
+        };
+        let jobs = Arc::new(Jobs::start(limits, false));
+        let ended = Arc::new(Mutex::new(Vec::new()));
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        for index in 0..9 {
+            let (ended, stop) = (Arc::clone(&ended), Arc::clone(&stop));
+            jobs.submit(ticket(&index.to_string()), true, move |board| {
+                while !board.interrupted() && !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::thread::yield_now();
+                }
+                ended.lock().push((index, board.interrupted()));
+                true
+            })
+            .expect("there is room");
+        }
+        while jobs.running() < 8 {
+            std::thread::yield_now();
+        }
+        assert_eq!(jobs.pending_tasks(), ["8"]);
+        assert_eq!(jobs.cancel("8"), Cancelled::Waiting);
+        assert_eq!(jobs.cancel("3"), Cancelled::Running);
+        assert_eq!(jobs.cancel("nobody"), Cancelled::Unknown);
+        while jobs.running() > 7 {
+            std::thread::yield_now();
+        }
+        assert_eq!(*ended.lock(), [(3, true)]);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        jobs.shut_down();
+        let mut ended = ended.lock().clone();
+        ended.sort_unstable();
+        let expected: Vec<_> = (0..8).map(|index| (index, index == 3)).collect();
+        assert_eq!(ended, expected);
+    }
+
+    #[test]
+    fn the_caller_of_a_cancelled_job_is_told() {
+        let jobs = Arc::new(Jobs::start(QueueLimits::default(), false));
+        runtime().block_on(async {
+            let hold = block(&jobs).await;
+            let for_task = Arc::clone(&jobs);
+            let waiting =
+                tokio::spawn(
+                    async move { for_task.run(ticket("late"), |_| Ok::<_, ()>(())).await },
+                );
+            while jobs.waiting() == 0 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(jobs.cancel("late"), Cancelled::Waiting);
+            let error = waiting.await.expect("joined").unwrap_err();
+            assert!(matches!(error, JobError::Cancelled));
+            drop(hold);
+        });
+    }
+
+    #[test]
+    fn a_caller_who_leaves_a_running_job_stops_it_where_the_limits_say_so() {
+        for cancel_on_disconnect in [false, true] {
+            let limits = QueueLimits {
+                cancel_on_disconnect,
+                ..QueueLimits::default()
+            };
+            let jobs = Arc::new(Jobs::start(limits, false));
+            let (hold, held) = mpsc::channel::<()>();
+            let (tell, told) = mpsc::channel();
+            runtime().block_on(async {
+                let for_task = Arc::clone(&jobs);
+                let caller = tokio::spawn(async move {
+                    let work = move |board: &Board| {
+                        let _ = held.recv();
+                        let _ = tell.send(board.interrupted());
+                        Ok::<_, ()>(())
+                    };
+                    for_task.run(ticket("a"), work).await
+                });
+                while jobs.running() == 0 {
+                    tokio::task::yield_now().await;
+                }
+                caller.abort();
+                assert!(caller.await.is_err(), "the caller left");
+            });
+            drop(hold);
+            assert_eq!(told.recv(), Ok(cancel_on_disconnect));
+        }
+    }
+
+    #[test]
+    fn task_progress_tells_waiting_from_unknown() {
+        let jobs = Arc::new(Jobs::start(QueueLimits::default(), false));
+        assert!(jobs.task_progress(None, PREVIEW, -1, false).active);
+        runtime().block_on(async {
+            let hold = block(&jobs).await;
+            for task in ["a", "b"] {
+                jobs.submit(ticket(task), true, |_| true).expect("room");
+            }
+            let queued = jobs.task_progress(Some("b"), PREVIEW, -1, false);
+            assert_eq!(queued.text.as_deref(), Some("In queue: 2/2"));
+            let unknown = jobs.task_progress(Some("c"), PREVIEW, -1, false);
+            assert_eq!(unknown.text.as_deref(), Some("Waiting..."));
+            assert!(!jobs.task_progress(None, PREVIEW, -1, false).active);
+            hold.send(()).expect("the job listens");
+        });
+        jobs.shut_down();
+        assert!(
+            jobs.task_progress(Some("block"), PREVIEW, -1, false)
+                .completed
+        );
+    }
+
+    #[test]
     fn a_full_queue_refuses_and_a_closed_one_too() {
-        let jobs = Arc::new(Jobs::start(0, false));
+        let jobs = Arc::new(Jobs::start(
+            QueueLimits {
+                waiting: 0,
+                ..QueueLimits::default()
+            },
+            false,
+        ));
         runtime().block_on(async {
             let error = jobs
                 .run(ticket("a"), |_| Ok::<_, ()>(()))
@@ -386,7 +870,7 @@ mod tests {
 
     #[test]
     fn a_panic_does_not_end_the_queue() {
-        let jobs = Jobs::start(10, false);
+        let jobs = Jobs::start(QueueLimits::default(), false);
         runtime().block_on(async {
             let work = |_: &Board| -> Result<(), ()> { panic!("on purpose") };
             let error = jobs.run(ticket("a"), work).await.unwrap_err();
@@ -398,7 +882,7 @@ mod tests {
 
     #[test]
     fn shutting_down_refuses_what_waits_and_finishes_what_runs() {
-        let jobs = Arc::new(Jobs::start(10, false));
+        let jobs = Arc::new(Jobs::start(QueueLimits::default(), false));
         runtime().block_on(async {
             let hold = block(&jobs).await;
             let for_task = Arc::clone(&jobs);

@@ -1,4 +1,4 @@
-//! Task ids: which are waiting, which one runs, which are done.
+//! Which jobs ended lately, and ids for new ones.
 //!
 //! Follows A1111 v1.10.1's `progress` module. Left out on purpose: ids that stay pending or active
 //! forever after a failure.
@@ -8,65 +8,35 @@ use std::collections::VecDeque;
 /// A1111 remembers this many finished tasks.
 const FINISHED_LIMIT: usize = 16;
 
-/// The ids by state.
+/// What the queue remembers of jobs that ended.
 #[derive(Debug, Default)]
-pub(super) struct Tasks {
-    pending: Vec<String>,
-    current: Option<String>,
-    finished: VecDeque<String>,
+pub(super) struct Finished {
+    ids: VecDeque<String>,
+    cancelled: VecDeque<u64>,
 }
 
-impl Tasks {
-    pub(super) fn add(&mut self, id: &str) {
-        self.pending.push(id.to_owned());
-    }
-
-    pub(super) fn remove(&mut self, id: &str) {
-        if let Some(index) = self.pending.iter().position(|pending| pending == id) {
-            self.pending.remove(index);
+impl Finished {
+    /// A job succeeded. A failed one is not remembered as finished.
+    pub(super) fn add(&mut self, id: String) {
+        self.ids.push_back(id);
+        if self.ids.len() > FINISHED_LIMIT {
+            self.ids.pop_front();
         }
     }
 
-    pub(super) fn start(&mut self, id: Option<&str>) {
-        if let Some(id) = id {
-            self.remove(id);
-        }
-        self.current = id.map(str::to_owned);
+    pub(super) fn contains(&self, id: &str) -> bool {
+        self.ids.iter().any(|finished| finished == id)
     }
 
-    /// A failed task is not remembered as finished.
-    pub(super) fn finish(&mut self, succeeded: bool) {
-        let Some(id) = self.current.take() else {
-            return;
-        };
-        if succeeded {
-            self.finished.push_back(id);
-            if self.finished.len() > FINISHED_LIMIT {
-                self.finished.pop_front();
-            }
+    pub(super) fn note_cancelled(&mut self, number: u64) {
+        self.cancelled.push_back(number);
+        if self.cancelled.len() > FINISHED_LIMIT {
+            self.cancelled.pop_front();
         }
     }
 
-    pub(super) fn pending(&self) -> &[String] {
-        &self.pending
-    }
-
-    /// Idle, the missing id is the active one, as in A1111 (`None == None`).
-    pub(super) fn is_active(&self, id: Option<&str>) -> bool {
-        self.current.as_deref() == id
-    }
-
-    /// Place in the queue, from 0.
-    pub(super) fn place(&self, id: Option<&str>) -> Option<usize> {
-        self.pending
-            .iter()
-            .position(|pending| Some(pending.as_str()) == id)
-    }
-
-    pub(super) fn is_finished(&self, id: Option<&str>) -> bool {
-        self.finished
-            .iter()
-            .any(|finished| Some(finished.as_str()) == id)
+    pub(super) fn cancelled(&self, number: u64) -> bool {
+        self.cancelled.contains(&number)
     }
 }
 
@@ -90,28 +60,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_goes_from_pending_over_active_to_finished() {
-        let mut tasks = Tasks::default();
-        tasks.add("a");
-        tasks.add("b");
-        assert_eq!(tasks.place(Some("b")), Some(1));
-        tasks.start(Some("a"));
-        assert!(tasks.is_active(Some("a")));
-        assert_eq!(tasks.pending(), ["b"]);
-        tasks.finish(true);
-        assert!(tasks.is_finished(Some("a")));
-        assert!(tasks.is_active(None));
-    }
-
-    #[test]
     fn only_sixteen_finished_ids_are_remembered() {
-        let mut tasks = Tasks::default();
+        let mut finished = Finished::default();
         for index in 0..17 {
-            tasks.start(Some(&index.to_string()));
-            tasks.finish(true);
+            finished.add(index.to_string());
         }
-        assert!(!tasks.is_finished(Some("0")));
-        assert!(tasks.is_finished(Some("16")));
+        assert!(!finished.contains("0"));
+        assert!(finished.contains("16"));
     }
 
     #[test]

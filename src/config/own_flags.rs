@@ -1,0 +1,123 @@
+//! The flags that A1111 does not have.
+
+/// A flag that only this server has.
+pub(super) struct OwnFlag {
+    pub name: &'static str,
+    /// How `--help` names its value; `None`: a switch.
+    pub value: Option<&'static str>,
+    pub help: &'static str,
+}
+
+/// They are not part of the echo, which clients parse strictly.
+pub(super) const OWN_FLAGS: &[OwnFlag] = &[
+    OwnFlag {
+        name: "execution-provider",
+        value: Some("NAME[,NAME...]"),
+        help: "Execution providers to try in order: tensorrt, cuda, directml, cpu [default: cuda, directml, cpu]",
+    },
+    OwnFlag {
+        name: "ort-library",
+        value: Some("FILE"),
+        help: "The ONNX Runtime library [default: ORT_DYLIB_PATH, beside the executable, DATA/runtime, an installed Python package]",
+    },
+    OwnFlag {
+        name: "threads",
+        value: Some("N"),
+        help: "Threads of one graph [default: the number of physical cores]",
+    },
+    OwnFlag {
+        name: "model-memory",
+        value: Some("GIB"),
+        help: "Memory that loaded checkpoints may take together [default: half of the machine's]",
+    },
+    OwnFlag {
+        name: "queue-size",
+        value: Some("N"),
+        help: "Requests that may wait for their turn [default: 256]",
+    },
+    OwnFlag {
+        name: "queue-size-per-client",
+        value: Some("N"),
+        help: "Requests of one client that may wait [default: as many as may wait in all]",
+    },
+    OwnFlag {
+        name: "max-concurrent-jobs",
+        value: Some("N"),
+        help: "Jobs that run at once [default: 1]",
+    },
+    OwnFlag {
+        name: "cancel-on-disconnect",
+        value: None,
+        help: "A client that leaves interrupts its running job; A1111 finishes such jobs",
+    },
+    OwnFlag {
+        name: "keep-results",
+        value: Some("SECONDS"),
+        help: "How long the results of /v1/jobs are kept [default: 3600]",
+    },
+    OwnFlag {
+        name: "drain-timeout",
+        value: Some("SECONDS"),
+        help: "How long running jobs may go on when the server stops; then they are interrupted [default: to their end]",
+    },
+    OwnFlag {
+        name: "webhook-origins",
+        value: Some("ORIGIN[,ORIGIN...]"),
+        help: "Origins such as https://example.org that /v1/jobs may tell of the end of a job; the key of the signature is the environment's ANCESTRAL_WEBHOOK_SECRET [default: none]",
+    },
+    OwnFlag {
+        name: "max-body-size",
+        value: Some("MIB"),
+        help: "Largest body of a request [default: 256]",
+    },
+    OwnFlag {
+        name: "max-megapixels",
+        value: Some("N"),
+        help: "Largest picture that is drawn, in millions of pixels [default: 64]",
+    },
+    OwnFlag {
+        name: "max-input-megapixels",
+        value: Some("N"),
+        help: "Largest picture that is read, in millions of pixels [default: 178]",
+    },
+    OwnFlag {
+        name: "max-steps",
+        value: Some("N"),
+        help: "Most sampling steps of a request [default: 1000]",
+    },
+    OwnFlag {
+        name: "max-pictures",
+        value: Some("N"),
+        help: "Most pictures of a request: batch size times number of batches [default: 1000]",
+    },
+    OwnFlag {
+        name: "max-prompt-length",
+        value: Some("N"),
+        help: "Most characters of a prompt [default: 100000]",
+    },
+    OwnFlag {
+        name: "max-connections",
+        value: Some("N"),
+        help: "Open connections; more wait [default: 1024]",
+    },
+    OwnFlag {
+        name: "head-timeout",
+        value: Some("SECONDS"),
+        help: "How long a client may take to send the head of a request [default: 30]",
+    },
+    OwnFlag {
+        name: "body-timeout",
+        value: Some("SECONDS"),
+        help: "How long a client may pause while it sends a body [default: 60]",
+    },
+    OwnFlag {
+        name: "cors-allow-local",
+        value: None,
+        help: "Pages from localhost and from files on this machine may call this server",
+    },
+    OwnFlag {
+        name: "log-json",
+        value: None,
+        help: "Write log lines as JSON objects",
+    },
+];
