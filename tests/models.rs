@@ -10,11 +10,14 @@ use std::sync::{Arc, OnceLock};
 
 use ancestral::catalogue::{Catalogue, CatalogueConfig, TensorFile};
 use ancestral::conditioning::{HiddenState, TokenBatch};
-use ancestral::models::{Provider, ProviderConfig};
+use ancestral::models::graphs::{BuildOptions, Heads, UnetShape, VectorInput, Weights, unet};
+use ancestral::models::{GraphUnet, Provider, ProviderConfig};
 use ancestral::pipeline::{Family, Model, ModelProvider, ModelRequest, Prediction};
 use ancestral::prompt::LoraTag;
-use ancestral::runtime::{LibrarySearch, Runtime, RuntimeOptions, find_library};
-use ancestral::sampling::UnetInput;
+use ancestral::runtime::{
+    Graph, GraphSource, LibrarySearch, Runtime, RuntimeOptions, find_library,
+};
+use ancestral::sampling::{Unet as _, UnetInput};
 use ndarray::{Array, Array2, Array3, Array4, ArrayD, Axis, Dimension, concatenate, s};
 use ndarray_npy::NpzReader;
 
@@ -126,12 +129,17 @@ fn assert_close<D: Dimension>(
 }
 
 /// Deterministic values in -1..1 that look like noise.
-fn pattern<D: Dimension, S: ndarray::ShapeBuilder<Dim = D>>(shape: S, scale: f32) -> Array<f32, D> {
+fn noise() -> impl FnMut() -> f32 {
     let mut state = 12345_u32;
-    Array::from_shape_simple_fn(shape, || {
+    move || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        scale * ((state >> 8) as f32 / 8_388_608.0 - 1.0)
-    })
+        (state >> 8) as f32 / 8_388_608.0 - 1.0
+    }
+}
+
+fn pattern<D: Dimension, S: ndarray::ShapeBuilder<Dim = D>>(shape: S, scale: f32) -> Array<f32, D> {
+    let mut noise = noise();
+    Array::from_shape_simple_fn(shape, || scale * noise())
 }
 
 #[test]
@@ -475,6 +483,75 @@ fn a_tiling_model_is_equivariant_under_rolling() {
     assert_close(&rolled, &roll(&plain, 64), 1e-4, "VAE decoder");
     let untiled = built("tiny-sd1").vae.decode(&latent).unwrap();
     assert!(difference(&plain, &untiled) > 1e-3);
+}
+
+/// The network of `scripts/golden_token_merging.py`, built with and without token merging.
+fn merging_networks(document: &serde_json::Value) -> [GraphUnet; 2] {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("unet.safetensors");
+    let mut noise = noise();
+    let mut tensors = Vec::new();
+    for tensor in document["tensors"].as_array().unwrap() {
+        let dims = tensor["shape"].as_array().unwrap().iter();
+        let shape: Vec<usize> = dims.map(|dim| dim.as_u64().unwrap() as usize).collect();
+        let number = |key: &str| tensor[key].as_f64().unwrap() as f32;
+        let (offset, scale) = (number("offset"), number("scale"));
+        let values = ArrayD::from_shape_simple_fn(shape, || offset + scale * noise());
+        tensors.push((tensor["name"].as_str().unwrap().to_owned(), values));
+    }
+    write_tensors(&path, &tensors);
+    let file = Arc::new(TensorFile::open_safetensors(&path).unwrap());
+    let weights = Weights::new(file, "");
+    let shape = UnetShape {
+        heads: Heads::Count(document["heads"].as_u64().unwrap() as usize),
+        vector: VectorInput::Whole,
+    };
+    [false, true].map(|token_merging| {
+        let options = BuildOptions {
+            token_merging,
+            ..BuildOptions::default()
+        };
+        let built = unet(&weights, shape, options).unwrap();
+        let source = GraphSource::Bytes {
+            model: &built.model,
+            external_folder: Some(folder.path()),
+        };
+        let graph = Graph::load(&runtime(), "UNet", source).unwrap();
+        GraphUnet::new(Arc::new(graph)).unwrap()
+    })
+}
+
+#[test]
+fn tokens_are_merged_as_tomesd_merges_them() {
+    let text = include_str!("golden/token_merging.json");
+    let document: serde_json::Value = serde_json::from_str(text).unwrap();
+    let [plain, merging] = merging_networks(&document);
+    for case in document["cases"].as_array().unwrap() {
+        let shape = (2, 4, side_of(case, "height"), side_of(case, "width"));
+        let recorded = |key: &str| -> Array4<f32> {
+            let values = case[key].as_array().unwrap().iter();
+            let values = values.map(|value| value.as_f64().unwrap() as f32).collect();
+            Array4::from_shape_vec(shape, values).unwrap()
+        };
+        let input = UnetInput {
+            sample: pattern(shape, 1.0),
+            timestep: vec![500.0, 81.5],
+            context: pattern((2, 7, side_of(&document, "context")), 1.0),
+            vector: None,
+        };
+        let what = format!("{}x{} {}", shape.2, shape.3, case["ratio"]);
+        let got = plain.predict(&input).unwrap();
+        assert_close(&got, &recorded("plain"), 1e-5, &what);
+        let ratio = case["ratio"].as_f64().unwrap();
+        let got = merging.with_merge_ratio(ratio).predict(&input).unwrap();
+        assert_close(&got, &recorded("merged"), 1e-5, &what);
+        let got = merging.predict(&input).unwrap();
+        assert_close(&got, &recorded("plain"), 1e-5, &what);
+    }
+}
+
+fn side_of(document: &serde_json::Value, key: &str) -> usize {
+    document[key].as_u64().unwrap() as usize
 }
 
 #[test]

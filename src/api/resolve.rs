@@ -162,6 +162,9 @@ pub(super) fn common_params(
         save_images: body.bool("save_images"),
         send_images: body.bool("send_images"),
         noise_generator: noise_generator(&options, context.noise_on_cpu),
+        token_merging_overridden: body
+            .object("override_settings")
+            .is_some_and(|overrides| overrides.contains_key("token_merging_ratio")),
         options: Arc::new(options),
     })
 }

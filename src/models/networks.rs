@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ndarray::{Array1, Array2, Array3, Array4, ArrayD, Axis, Ix2, Ix3, Ix4, concatenate, s};
 
+use super::graphs::{MERGE_COUNT, MERGE_SOURCES, MERGE_TARGETS, TokenMerge};
 use crate::conditioning::{EncodedText, HiddenState, TextEncoder, TokenBatch};
 use crate::pipeline::{Posterior, Vae};
 use crate::runtime::{Graph, RuntimeError, Tensor};
@@ -32,6 +33,10 @@ pub enum NetworkError {
     Overrides,
     #[error("this exported text encoder takes {wanted} tokens, {given} were given")]
     TokenCount { wanted: usize, given: usize },
+    #[error(
+        "token merging needs at least 16 pixels a side; set token_merging_ratio to 0 for this size"
+    )]
+    TooSmallToMerge,
     #[error("a graph gave an output of an unexpected shape {shape:?}")]
     OutputShape { shape: Vec<usize> },
 }
@@ -65,6 +70,8 @@ pub struct GraphUnet {
     vector: VectorForm,
     channels: usize,
     context_width: usize,
+    /// Share of the tokens that are merged, where the graph has token merging.
+    merge_ratio: Option<f64>,
     networks: Vec<(String, ArrayD<f32>)>,
 }
 
@@ -103,9 +110,22 @@ impl GraphUnet {
             vector,
             channels: sample.dims.get(1).copied().flatten().unwrap_or(4),
             context_width: context.dims.get(2).copied().flatten().unwrap_or(0),
+            merge_ratio: graph.input(MERGE_COUNT).map(|_| 0.0),
             networks: Vec::new(),
             graph,
         })
+    }
+
+    /// The same session with another share of merged tokens; without effect on a graph that was
+    /// built without token merging.
+    #[must_use]
+    pub fn with_merge_ratio(&self, ratio: f64) -> Self {
+        Self {
+            graph: Arc::clone(&self.graph),
+            networks: self.networks.clone(),
+            merge_ratio: self.merge_ratio.map(|_| ratio),
+            ..*self
+        }
     }
 
     /// The same session with values for its adapter inputs.
@@ -164,6 +184,16 @@ impl GraphUnet {
         }
         for (name, values) in &self.networks {
             feeds.push((name, values.into()));
+        }
+        if let Some(ratio) = self.merge_ratio {
+            let (_, _, height, width) = input.sample.dim();
+            let merge =
+                TokenMerge::new(height, width, ratio).ok_or(NetworkError::TooSmallToMerge)?;
+            feeds.extend([
+                (MERGE_SOURCES, Array1::from(merge.sources).into()),
+                (MERGE_TARGETS, Array1::from(merge.targets).into()),
+                (MERGE_COUNT, Array1::from_elem(1, merge.count).into()),
+            ]);
         }
         let out = self.graph.run(&feeds, &["out_sample"])?;
         shaped4(out)

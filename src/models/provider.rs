@@ -59,17 +59,19 @@ struct Identity {
     path: PathBuf,
     modified: Option<SystemTime>,
     tiling: bool,
+    token_merging: bool,
 }
 
 impl Identity {
-    fn of(path: &Path, tiling: bool) -> Self {
+    fn of(path: &Path, options: BuildOptions) -> Self {
         let modified = fs_err::metadata(path)
             .and_then(|metadata| metadata.modified())
             .ok();
         Self {
             path: path.to_owned(),
             modified,
-            tiling,
+            tiling: options.tiling,
+            token_merging: options.token_merging,
         }
     }
 }
@@ -159,7 +161,7 @@ impl Provider {
         };
         let sha256 = self.catalogue.ensure_hash(&checkpoint).map_err(io)?;
         let mut loaded = self.loaded.lock();
-        let main = self.checkpoint(&mut loaded, &checkpoint, request.tiling)?;
+        let main = self.checkpoint(&mut loaded, &checkpoint, variant_of(request))?;
         let vae_file = self.catalogue.choose_vae(&request.vae, &checkpoint);
         let vae = self.vae(
             &mut loaded,
@@ -187,7 +189,7 @@ impl Provider {
             unet_channels: main.unet.channels(),
             vae_scale: main.vae_scale,
             alphas_cumprod: Arc::clone(&main.alphas_cumprod),
-            unet: unet as Arc<dyn crate::sampling::Unet>,
+            unet: Arc::new(unet.with_merge_ratio(request.token_merging_ratio)),
             embeddings: Some(Arc::new(FittingEmbeddings::new(
                 self.catalogue.embeddings(),
                 &text_encoders
@@ -289,9 +291,9 @@ impl Provider {
         &self,
         loaded: &mut Vec<Loaded>,
         checkpoint: &Checkpoint,
-        tiling: bool,
+        options: BuildOptions,
     ) -> Result<Arc<LoadedCheckpoint>, LoadError> {
-        let identity = Identity::of(&checkpoint.path, tiling);
+        let identity = Identity::of(&checkpoint.path, options);
         if let Some(Part::Checkpoint(known)) = recall(loaded, &identity) {
             return Ok(known);
         }
@@ -299,9 +301,9 @@ impl Provider {
         let size_bytes = size_of(&checkpoint.path);
         self.make_room(loaded, size_bytes);
         let main = Arc::new(match checkpoint.format {
-            CheckpointFormat::OnnxFolder => self.load_folder(&checkpoint.path, tiling)?,
+            CheckpointFormat::OnnxFolder => self.load_folder(&checkpoint.path, options)?,
             CheckpointFormat::SafeTensors | CheckpointFormat::Pickle => {
-                self.load_weights(&checkpoint.path, tiling)?
+                self.load_weights(&checkpoint.path, options)?
             }
         });
         tracing::info!(
@@ -319,12 +321,12 @@ impl Provider {
         Ok(main)
     }
 
-    fn load_weights(&self, path: &Path, tiling: bool) -> Result<LoadedCheckpoint, LoadError> {
+    fn load_weights(
+        &self,
+        path: &Path,
+        options: BuildOptions,
+    ) -> Result<LoadedCheckpoint, LoadError> {
         let plan = CheckpointPlan::open(path, &self.config.tower_folders)?;
-        let options = BuildOptions {
-            tiling,
-            ..BuildOptions::default()
-        };
         let built = plan.build_unet(options)?;
         let graph = load_built(&self.runtime, "UNet", &built, &plan.unet_weights())?;
         let unet = Arc::new(GraphUnet::new(graph)?);
@@ -350,13 +352,26 @@ impl Provider {
         })
     }
 
-    fn load_folder(&self, path: &Path, tiling: bool) -> Result<LoadedCheckpoint, LoadError> {
-        if tiling {
-            return Err(LoadError::Unusable {
+    fn load_folder(
+        &self,
+        path: &Path,
+        options: BuildOptions,
+    ) -> Result<LoadedCheckpoint, LoadError> {
+        let refused = |reason: &str| {
+            Err(LoadError::Unusable {
                 path: path.display().to_string(),
-                reason: "tiling needs the checkpoint file; an ONNX export has its padding fixed"
-                    .to_owned(),
-            });
+                reason: reason.to_owned(),
+            })
+        };
+        if options.tiling {
+            return refused(
+                "tiling needs the checkpoint file; an ONNX export has its padding fixed",
+            );
+        }
+        if options.token_merging {
+            return refused(
+                "token merging needs the checkpoint file; an ONNX export has its attention fixed",
+            );
         }
         let facts = onnx_folder::read_facts(path);
         Ok(LoadedCheckpoint {
@@ -388,7 +403,7 @@ impl Provider {
         };
         let mut identity = Identity::of(
             file.map_or(checkpoint.path.as_path(), |file| file.path.as_path()),
-            tiling,
+            options,
         );
         // The same file may be loaded as a checkpoint too.
         identity.path.push("vae");
@@ -439,6 +454,15 @@ impl ModelProvider for Provider {
 
     fn upscalers(&self) -> &dyn UpscalerProvider {
         &self.upscalers
+    }
+}
+
+/// The variant of the graphs that a request needs.
+fn variant_of(request: &ModelRequest) -> BuildOptions {
+    BuildOptions {
+        tiling: request.tiling,
+        token_merging: request.token_merging_ratio > 0.0,
+        ..BuildOptions::default()
     }
 }
 

@@ -27,7 +27,7 @@ use super::pass::{self, Pass};
 use super::prompts::{BatchPrompts, JobPrompts};
 use super::{
     Cause, GenerateError, GeneratedImage, GenerationParams, GenerationResult, JobControl, Model,
-    ModelProvider, ModelRequest, image_conditioning, latents,
+    ModelProvider, ModelRequest, image_conditioning, latents, token_merging,
 };
 
 /// Carries out one txt2img or img2img job.
@@ -204,9 +204,18 @@ impl<'a> Job<'a> {
         Ok(self.result(&model, label, images))
     }
 
-    /// Loads the job's checkpoint with these networks.
+    /// Loads the job's checkpoint for the first pass with these networks.
     pub(super) fn load(&self, loras: &[LoraTag]) -> Result<Arc<Model>, GenerateError> {
-        self.load_named(self.params.options.text("sd_model_checkpoint"), loras)
+        self.load_named(
+            self.checkpoint(),
+            loras,
+            token_merging::ratio(self.params).0,
+        )
+    }
+
+    /// The job's checkpoint.
+    pub(super) fn checkpoint(&self) -> &str {
+        self.params.options.text("sd_model_checkpoint")
     }
 
     /// Loads the checkpoint of this name with the job's VAE choice and these networks.
@@ -214,12 +223,14 @@ impl<'a> Job<'a> {
         &self,
         checkpoint: &str,
         loras: &[LoraTag],
+        token_merging_ratio: f64,
     ) -> Result<Arc<Model>, GenerateError> {
         self.models
             .load(&ModelRequest {
                 checkpoint: checkpoint.to_owned(),
                 vae: self.params.options.text("sd_vae").to_owned(),
                 tiling: self.params.tiling,
+                token_merging_ratio,
                 loras: loras.to_vec(),
             })
             .map_err(GenerateError::Load)
@@ -469,7 +480,12 @@ impl<'a> Job<'a> {
     ) -> Result<(sampling::Outcome, Option<Arc<Model>>), GenerateError> {
         let mut load = || -> Result<(Arc<Model>, ScheduledConditioning), Cause> {
             let name = refiner_name(self.params).unwrap_or_default();
-            let refiner = self.load_named(name, self.loras(prompts))?;
+            let (ratio, _) = if steps.hires.is_some() {
+                token_merging::hires_ratio(self.params)
+            } else {
+                token_merging::ratio(self.params)
+            };
+            let refiner = self.load_named(name, self.loras(prompts), ratio)?;
             let conditions = self.condition(&refiner, batch, prompts, steps, size_px)?;
             Ok((refiner, conditions.conditioning))
         };
@@ -799,16 +815,6 @@ fn refuse_what_cannot_be_drawn(params: &GenerationParams) -> Result<(), Generate
     }
     let unsupported = |what: &str| Err(GenerateError::Unsupported(what.to_owned()));
     let options = &params.options;
-    if [
-        "token_merging_ratio",
-        "token_merging_ratio_img2img",
-        "token_merging_ratio_hr",
-    ]
-    .iter()
-    .any(|key| options.f64(key) > 0.0)
-    {
-        return unsupported("token merging is not supported: set token_merging_ratio to 0");
-    }
     if options.bool("hypertile_enable_unet") || options.bool("hypertile_enable_vae") {
         return unsupported(
             "hypertile is not supported: set hypertile_enable_unet and hypertile_enable_vae to false",

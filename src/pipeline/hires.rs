@@ -21,7 +21,7 @@ use super::pass::{self, Pass};
 use super::prompts::JobPrompts;
 use super::{
     FoundUpscaler, GenerateError, GenerationParams, HiresParams, Model, ModelProvider, Tiling,
-    latents,
+    latents, token_merging,
 };
 use crate::imaging::LatentFilter;
 
@@ -183,10 +183,9 @@ fn walk_second_pass(
         prompts.loras = job.batch_prompts(batch, false).loras;
     }
     let loras = job.loras(&prompts).to_vec();
-    let model = match &hires.checkpoint {
-        Some(name) => job.load_named(name, &loras)?,
-        None => job.load(&loras)?,
-    };
+    let checkpoint = hires.checkpoint.as_deref().unwrap_or(job.checkpoint());
+    let (ratio, _) = token_merging::hires_ratio(params);
+    let model = job.load_named(checkpoint, &loras, ratio)?;
     let mut generator = match first_rng.global_seed() {
         Some(seed) => Generator::new(crate::rng::NoiseGenerator::Cpu, seed),
         None => vae_generator(batch),

@@ -5,7 +5,7 @@
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
-use super::{GenerationParams, Model};
+use super::{GenerationParams, Model, token_merging};
 
 /// One entry of A1111's `extra_generation_params`.
 #[derive(Debug, Clone, PartialEq)]
@@ -182,19 +182,10 @@ impl JobText<'_> {
                     option("eta_noise_seed_delta"),
                 ),
             ),
-            (
-                "Token merging ratio",
-                when(
-                    options.f64("token_merging_ratio") != 0.0,
-                    option("token_merging_ratio"),
-                ),
-            ),
+            ("Token merging ratio", token_merging::ratio(params).1),
             (
                 "Token merging ratio hr",
-                when(
-                    params.hires.is_some() && options.f64("token_merging_ratio_hr") != 0.0,
-                    option("token_merging_ratio_hr"),
-                ),
+                when(params.hires.is_some(), token_merging::hires_ratio(params).1),
             ),
             ("Init image hash", extra.value("Init image hash", image)),
             (

@@ -17,6 +17,7 @@ mod model;
 mod params;
 mod pass;
 mod prompts;
+mod token_merging;
 mod upscalers;
 
 pub use crate::rng::MAX_RANDOM_SEED;

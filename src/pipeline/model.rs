@@ -94,6 +94,8 @@ pub struct ModelRequest {
     pub vae: String,
     /// Circular padding in every convolution.
     pub tiling: bool,
+    /// Share of the tokens that self-attention at the latent's full size merges; 0: none.
+    pub token_merging_ratio: f64,
     /// LoRA tags of the prompt, in order.
     pub loras: Vec<LoraTag>,
 }

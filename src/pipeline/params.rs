@@ -56,6 +56,8 @@ pub struct GenerationParams {
     pub send_images: bool,
     /// Where the noise comes from.
     pub noise_generator: NoiseGenerator,
+    /// Whether the request's own `override_settings` name `token_merging_ratio`.
+    pub token_merging_overridden: bool,
     /// Every option of A1111's settings as it stands for this job, overrides applied.
     pub options: Arc<crate::config::Options>,
 }

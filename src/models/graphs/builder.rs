@@ -28,6 +28,8 @@ pub struct BuildOptions {
     pub storage: Storage,
     /// Circular padding in every 3x3 convolution with padding 1 (A1111's "tiling").
     pub tiling: bool,
+    /// Token merging in a UNet's self-attention at the latent's full size.
+    pub token_merging: bool,
 }
 
 impl Default for BuildOptions {
@@ -35,6 +37,7 @@ impl Default for BuildOptions {
         Self {
             storage: Storage::External,
             tiling: false,
+            token_merging: false,
         }
     }
 }
@@ -233,6 +236,22 @@ impl<'w> GraphBuilder<'w> {
     ) -> Value {
         let inputs: Vec<Option<&Value>> = inputs.iter().copied().map(Some).collect();
         self.node_in(ONNX, op, &inputs, attributes)
+    }
+
+    /// Positions of the `count` largest values along the last axis, largest first; of equal ones the
+    /// first comes first.
+    pub(super) fn top_indices(&mut self, x: &Value, count: &Value) -> Value {
+        self.next_value += 1;
+        let name = format!("TopK_{}", self.next_value);
+        let indices = format!("{name}/indices");
+        self.graph.node.push(NodeProto {
+            input: vec![x.0.to_string(), count.0.to_string()],
+            output: vec![format!("{name}/values"), indices.clone()],
+            name,
+            op_type: "TopK".to_owned(),
+            ..NodeProto::default()
+        });
+        Value::new(&indices)
     }
 
     // ---- constants and weights ----------------------------------------------------------------

@@ -9,6 +9,7 @@
 
 use super::builder::{Dim, GraphBuilder, Value};
 use super::proto::data_type;
+use super::token_merging::MergeInputs;
 use super::{BuildError, BuildOptions, BuiltGraph, Weights};
 
 /// How many attention heads a transformer of some width has.
@@ -49,7 +50,8 @@ pub struct UnetShape {
 }
 
 /// Inputs `sample [b, in, h, w]`, `timestep [b]`, `encoder_hidden_states [b, n, width]`, for SDXL
-/// also `y` or its parts; output `out_sample [b, out, h, w]`.
+/// also `y` or its parts, with token merging also the inputs of [`super::TokenMerge`]; output
+/// `out_sample [b, out, h, w]`.
 ///
 /// # Errors
 /// When the tensors do not form a UNet that the builder knows.
@@ -90,11 +92,15 @@ pub fn unet(
     let emb = embedding(&mut g, &timestep, shape.vector)?;
     let batch = g.dims_of(&sample, 0, 1);
     let context_rows = g.reshape_to(&context, &[-1, context_width as i64]);
+    let merging = options
+        .token_merging
+        .then(|| MergeInputs::new(&mut g, &batch));
     let net = Net {
         emb,
         batch,
         context_rows,
         heads: shape.heads,
+        merging,
     };
     let h = net.walk(&mut g, &sample)?;
     let h = g.group_norm(&h, "out.0", 1e-5)?;
@@ -198,6 +204,8 @@ struct Net {
     batch: Value,
     context_rows: Value,
     heads: Heads,
+    /// Token merging, where the graph has it.
+    merging: Option<MergeInputs>,
 }
 
 impl Net {
@@ -205,19 +213,22 @@ impl Net {
         let weights = g.weights();
         let mut h = g.conv(sample, "input_blocks.0.0", 1, 1)?;
         let mut skips = vec![h.clone()];
+        // How many times the picture has been halved.
+        let mut level = 0_usize;
         for k in 1.. {
             let block = format!("input_blocks.{k}");
             if !weights.has_any(&format!("{block}.")) {
                 break;
             }
             h = if weights.has(&format!("{block}.0.op.weight")) {
+                level += 1;
                 g.conv(&h, &format!("{block}.0.op"), 2, 1)?
             } else {
-                self.resnet_and_transformer(g, &h, &block)?
+                self.resnet_and_transformer(g, &h, &block, level)?
             };
             skips.push(h.clone());
         }
-        h = self.middle(g, &h)?;
+        h = self.middle(g, &h, level)?;
         let mut doubled = false;
         for k in 0.. {
             let block = format!("output_blocks.{k}");
@@ -231,7 +242,7 @@ impl Net {
                 h = cut_to(g, &h, &skip);
             }
             h = g.concat(&[&h, &skip], 1);
-            h = self.resnet_and_transformer(g, &h, &block)?;
+            h = self.resnet_and_transformer(g, &h, &block, level)?;
             doubled = false;
             for part in 1..=2 {
                 let conv = format!("{block}.{part}.conv");
@@ -239,6 +250,7 @@ impl Net {
                     let enlarged = g.upsample(&h);
                     h = g.conv(&enlarged, &conv, 1, 1)?;
                     doubled = true;
+                    level = level.saturating_sub(1);
                 }
             }
         }
@@ -250,7 +262,12 @@ impl Net {
     }
 
     /// Resnet, transformer, resnet; a distilled SDXL (SSD-1B) has the first only.
-    fn middle(&self, g: &mut GraphBuilder<'_>, x: &Value) -> Result<Value, BuildError> {
+    fn middle(
+        &self,
+        g: &mut GraphBuilder<'_>,
+        x: &Value,
+        level: usize,
+    ) -> Result<Value, BuildError> {
         let weights = g.weights();
         let mut h = x.clone();
         for part in 0.. {
@@ -258,7 +275,7 @@ impl Net {
             if weights.has(&format!("{layer}.in_layers.0.weight")) {
                 h = self.resnet(g, &h, &layer)?;
             } else if weights.has(&format!("{layer}.norm.weight")) {
-                h = self.transformer(g, &h, &layer)?;
+                h = self.transformer(g, &h, &layer, level)?;
             } else {
                 break;
             }
@@ -271,11 +288,12 @@ impl Net {
         g: &mut GraphBuilder<'_>,
         x: &Value,
         block: &str,
+        level: usize,
     ) -> Result<Value, BuildError> {
         let h = self.resnet(g, x, &format!("{block}.0"))?;
         let transformer = format!("{block}.1");
         if g.weights().has(&format!("{transformer}.norm.weight")) {
-            self.transformer(g, &h, &transformer)
+            self.transformer(g, &h, &transformer, level)
         } else {
             Ok(h)
         }
@@ -316,12 +334,14 @@ impl Net {
         g: &mut GraphBuilder<'_>,
         x: &Value,
         layer: &str,
+        level: usize,
     ) -> Result<Value, BuildError> {
         let weights = g.weights();
         let proj_in = format!("{layer}.proj_in");
         let channels = weights.dim(&format!("{layer}.norm.weight"), 0)?;
         let inner = weights.dim(&format!("{proj_in}.weight"), 0)?;
         let h = g.group_norm(x, &format!("{layer}.norm"), 1e-6)?;
+        let merging = self.merging.as_ref().filter(|_| level == 0);
         // A 1x1 convolution before the reshape and a linear layer after it are the same sums.
         let rows = g.rows_of(&h, channels);
         let mut rows = g.linear(&rows, &proj_in)?;
@@ -330,7 +350,7 @@ impl Net {
             if !weights.has(&format!("{block}.norm1.weight")) {
                 break;
             }
-            rows = self.transformer_block(g, &rows, &block, inner)?;
+            rows = self.transformer_block(g, &rows, &block, inner, merging)?;
         }
         let rows = g.linear(&rows, &format!("{layer}.proj_out"))?;
         let h = g.picture_of(&rows, &self.batch, channels, x);
@@ -343,9 +363,24 @@ impl Net {
         x: &Value,
         block: &str,
         width: usize,
+        merging: Option<&MergeInputs>,
     ) -> Result<Value, BuildError> {
         let h = g.layer_norm(x, &format!("{block}.norm1"))?;
-        let h = self.attention(g, &h, &h, &format!("{block}.attn1"), width)?;
+        let attention = format!("{block}.attn1");
+        let h = match merging {
+            None => self.attention(g, &h, &h, &attention, width)?,
+            Some(merging) => {
+                let tokens = g.tokens_of(x, &self.batch, width);
+                let chosen = merging.matching(g, &tokens);
+                let h = g.tokens_of(&h, &self.batch, width);
+                let h = merging.merge(g, &h, &chosen);
+                let h = g.reshape_to(&h, &[-1, width as i64]);
+                let h = self.attention(g, &h, &h, &attention, width)?;
+                let h = g.tokens_of(&h, &self.batch, width);
+                let h = merging.unmerge(g, &h, &tokens, &chosen);
+                g.reshape_to(&h, &[-1, width as i64])
+            }
+        };
         let x = g.add(&h, x);
         let h = g.layer_norm(&x, &format!("{block}.norm2"))?;
         let h = self.attention(g, &h, &self.context_rows, &format!("{block}.attn2"), width)?;

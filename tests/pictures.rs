@@ -1,0 +1,287 @@
+//! Whole requests over the golden models, in process: what options do to the pictures where no recording
+//! of AUTOMATIC1111 exists, and relations between pictures that hold for every model.
+
+#[path = "support/golden_models.rs"]
+mod golden_models;
+
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use actix_web::App as ActixApp;
+use actix_web::body::MessageBody as _;
+use actix_web::http::StatusCode;
+use actix_web::middleware::from_fn;
+use actix_web::test::{TestRequest, call_service, init_service};
+use ancestral::app::App;
+use ancestral::config::Config;
+use ancestral::http;
+use ancestral::runtime::{LibrarySearch, find_library};
+use base64::Engine as _;
+use image::RgbImage;
+use serde_json::{Value, json};
+
+/// A server over a data folder with the golden models; `tiny-sd2-v` is its checkpoint.
+struct Studio {
+    app: App,
+    _data: tempfile::TempDir,
+}
+
+impl Studio {
+    fn new() -> Self {
+        let data = tempfile::tempdir().expect("a temporary folder");
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("compat-tests/golden/models");
+        golden_models::write_data_folder(data.path(), &golden);
+        write_attentive(&data.path().join("models/Stable-diffusion"));
+        let folder = data.path().display().to_string();
+        let checkpoint = format!("{folder}/models/Stable-diffusion/tiny-sd2-v.safetensors");
+        let mut flags = vec![
+            "--data-dir",
+            &folder,
+            "--ckpt",
+            &checkpoint,
+            "--use-cpu",
+            "all",
+        ];
+        let search = LibrarySearch {
+            explicit: std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from),
+            data_dir: PathBuf::from(env!("CARGO_MANIFEST_DIR")),
+            python_prefixes: Vec::new(),
+        };
+        let library = find_library(&search).expect("scripts/fetch_runtime has fetched the library");
+        let library = library.display().to_string();
+        flags.extend(["--ort-library", &library]);
+        let config = Config::from_arguments(&flags).expect("the flags are accepted");
+        let app = App::build(config).expect("the app is built");
+        Self { app, _data: data }
+    }
+
+    /// The server that the tests share whose requests stand on their own.
+    fn shared() -> &'static Self {
+        static SHARED: OnceLock<Studio> = OnceLock::new();
+        SHARED.get_or_init(Self::new)
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
+        let service = init_service(
+            ActixApp::new()
+                .wrap(from_fn(http::surround))
+                .configure(|config| http::configure(self.app.server(), config)),
+        )
+        .await;
+        let request = TestRequest::post().uri(path).set_json(body).to_request();
+        let answer = call_service(&service, request).await;
+        let status = answer.status();
+        let bytes = answer.into_body().try_into_bytes().unwrap_or_default();
+        (status, serde_json::from_slice(&bytes).unwrap_or_default())
+    }
+
+    /// What a request that must succeed gives.
+    async fn draw(&self, path: &str, body: &Value) -> Drawn {
+        let (status, answer) = self.post(path, body).await;
+        assert_eq!(status, StatusCode::OK, "{body}: {answer}");
+        let texts = |value: &Value| -> Vec<String> {
+            let items = value.as_array().into_iter().flatten();
+            items
+                .map(|item| item.as_str().unwrap_or_default().to_owned())
+                .collect()
+        };
+        let info: Value =
+            serde_json::from_str(answer["info"].as_str().unwrap_or_default()).unwrap_or_default();
+        Drawn {
+            pictures: texts(&answer["images"])
+                .iter()
+                .map(|it| decoded(it))
+                .collect(),
+            infotexts: texts(&info["infotexts"]),
+        }
+    }
+
+    async fn txt2img(&self, changes: Value) -> Drawn {
+        self.draw("/sdapi/v1/txt2img", &request(changes)).await
+    }
+}
+
+/// `attentive.safetensors`: tiny-sd1 with a transformer at the latent's full size, which the golden
+/// checkpoints do not have.
+fn write_attentive(folder: &Path) {
+    const WIDTH: usize = 32;
+    const CONTEXT: usize = 128;
+    let file = std::fs::read(folder.join("tiny-sd1.safetensors")).expect("a golden checkpoint");
+    let length = u64::from_le_bytes(file[..8].try_into().expect("eight bytes")) as usize;
+    let mut header: serde_json::Map<String, Value> =
+        serde_json::from_slice(&file[8..8 + length]).expect("a safetensors header");
+    let mut data = file[8 + length..].to_vec();
+    let mut state = 1_u32;
+    let mut add = |name: &str, shape: &[usize]| {
+        let begin = data.len();
+        for _ in 0..shape.iter().product() {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let noise = (state >> 8) as f32 / 8_388_608.0 - 1.0;
+            let value = match shape {
+                [_] if name.ends_with("weight") => 1.0,
+                _ => noise / 4.0,
+            };
+            data.extend(half::f16::from_f32(value).to_le_bytes());
+        }
+        let entry = json!({"dtype": "F16", "shape": shape, "data_offsets": [begin, data.len()]});
+        header.insert(
+            format!("model.diffusion_model.input_blocks.1.1.{name}"),
+            entry,
+        );
+    };
+    let block = "transformer_blocks.0";
+    for norm in ["norm", "norm1", "norm2", "norm3"] {
+        let place = if norm == "norm" {
+            norm.to_owned()
+        } else {
+            format!("{block}.{norm}")
+        };
+        add(&format!("{place}.weight"), &[WIDTH]);
+        add(&format!("{place}.bias"), &[WIDTH]);
+    }
+    for (layer, out, width) in [
+        ("proj_in", WIDTH, WIDTH),
+        ("proj_out", WIDTH, WIDTH),
+        ("transformer_blocks.0.ff.net.0.proj", 8 * WIDTH, WIDTH),
+        ("transformer_blocks.0.ff.net.2", WIDTH, 4 * WIDTH),
+        ("transformer_blocks.0.attn1.to_out.0", WIDTH, WIDTH),
+        ("transformer_blocks.0.attn2.to_out.0", WIDTH, WIDTH),
+    ] {
+        add(&format!("{layer}.weight"), &[out, width]);
+        add(&format!("{layer}.bias"), &[out]);
+    }
+    for (attention, context) in [("attn1", WIDTH), ("attn2", CONTEXT)] {
+        add(&format!("{block}.{attention}.to_q.weight"), &[WIDTH, WIDTH]);
+        add(
+            &format!("{block}.{attention}.to_k.weight"),
+            &[WIDTH, context],
+        );
+        add(
+            &format!("{block}.{attention}.to_v.weight"),
+            &[WIDTH, context],
+        );
+    }
+    let header = Value::Object(header).to_string();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.extend_from_slice(&data);
+    std::fs::write(folder.join("attentive.safetensors"), bytes).expect("a writable folder");
+    std::fs::copy(folder.join("tiny-sd1.yaml"), folder.join("attentive.yaml")).expect("a yaml");
+}
+
+/// Options of a request that draws with `attentive`.
+fn attentive(mut options: Value) -> Value {
+    options["sd_model_checkpoint"] = json!("attentive.safetensors");
+    options
+}
+
+/// Pictures and their texts.
+struct Drawn {
+    pictures: Vec<RgbImage>,
+    infotexts: Vec<String>,
+}
+
+fn decoded(base64: &str) -> RgbImage {
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(base64)
+        .expect("base64");
+    image::load_from_memory(&bytes)
+        .expect("a picture")
+        .to_rgb8()
+}
+
+/// A small request with these fields on top.
+fn request(changes: Value) -> Value {
+    let mut body = json!({
+        "prompt": "a red cube on a table, (blue sky:1.2)",
+        "negative_prompt": "blurry, lowres",
+        "seed": 7,
+        "steps": 3,
+        "width": 64,
+        "height": 48,
+    });
+    for (key, value) in changes.as_object().into_iter().flatten() {
+        body[key] = value.clone();
+    }
+    body
+}
+
+/// The text of a picture's PNG as a request sends it.
+fn as_base64(picture: &RgbImage) -> String {
+    let mut bytes = Cursor::new(Vec::new());
+    picture
+        .write_to(&mut bytes, image::ImageFormat::Png)
+        .expect("a PNG");
+    base64::engine::general_purpose::STANDARD.encode(bytes.into_inner())
+}
+
+#[actix_web::test]
+async fn token_merging_acts_in_the_pass_that_its_option_names() {
+    let studio = Studio::shared();
+    let with = |options: Value| json!({ "override_settings": attentive(options) });
+    let plain = studio.txt2img(with(json!({}))).await;
+    let merged = studio
+        .txt2img(with(json!({"token_merging_ratio": 0.5})))
+        .await;
+    assert!(merged.pictures != plain.pictures, "{:?}", merged.infotexts);
+    assert!(merged.infotexts[0].contains("Token merging ratio: 0.5,"));
+    // txt2img knows nothing of img2img's ratio, and without hires fix nothing of its ratio.
+    let others = json!({"token_merging_ratio_img2img": 0.5, "token_merging_ratio_hr": 0.5});
+    let untouched = studio.txt2img(with(others)).await;
+    assert!(untouched.pictures == plain.pictures);
+    assert!(!untouched.infotexts[0].contains("Token merging"));
+    let hires = |options: Value| {
+        json!({
+            "enable_hr": true, "hr_scale": 1.5, "denoising_strength": 0.6,
+            "override_settings": attentive(options),
+        })
+    };
+    let base = studio.txt2img(hires(json!({}))).await;
+    let second = studio
+        .txt2img(hires(json!({"token_merging_ratio_hr": 0.4})))
+        .await;
+    assert!(second.pictures != base.pictures);
+    assert!(second.infotexts[0].contains("Token merging ratio hr: 0.4,"));
+    assert!(!second.infotexts[0].contains("Token merging ratio: "));
+    let both = studio
+        .txt2img(hires(json!({"token_merging_ratio": 0.4})))
+        .await;
+    assert!(both.infotexts[0].contains("Token merging ratio: 0.4, Token merging ratio hr: 0.4,"));
+    assert!(both.pictures != second.pictures);
+}
+
+#[actix_web::test]
+async fn img2img_has_a_token_merging_ratio_of_its_own() {
+    let studio = Studio::shared();
+    let init = RgbImage::from_fn(64, 48, |x, y| image::Rgb([x as u8 * 4, y as u8 * 5, 90]));
+    let draw = async |options: Value| {
+        let body = request(
+            json!({"init_images": [as_base64(&init)], "override_settings": attentive(options)}),
+        );
+        studio.draw("/sdapi/v1/img2img", &body).await
+    };
+    let plain = draw(json!({})).await;
+    let own = draw(json!({"token_merging_ratio_img2img": 0.5})).await;
+    assert!(own.pictures != plain.pictures);
+    assert!(own.infotexts[0].contains("Token merging ratio: 0.5,"));
+    // The request's own `token_merging_ratio` comes first, the stored one last.
+    let named = draw(json!({"token_merging_ratio": 0.5, "token_merging_ratio_img2img": 0.2})).await;
+    assert!(named.pictures == own.pictures);
+}
+
+#[actix_web::test]
+async fn token_merging_takes_odd_latents_and_says_which_it_cannot() {
+    let studio = Studio::shared();
+    let size = |width: usize, height: usize| json!({"width": width, "height": height, "override_settings": {"token_merging_ratio": 0.75}});
+    let odd = studio.txt2img(size(72, 40)).await;
+    assert_eq!(odd.pictures[0].dimensions(), (72, 40));
+    let (status, answer) = studio
+        .post("/sdapi/v1/txt2img", &request(size(64, 8)))
+        .await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(
+        answer["errors"].as_str().unwrap().contains("token merging"),
+        "{answer}"
+    );
+}
