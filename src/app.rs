@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use actix_web::HttpServer;
@@ -16,7 +17,7 @@ use crate::catalogue::{Catalogue, CatalogueConfig, sha256_of};
 use crate::config::{
     Binding, Config, ConfigError, Folders, QueueConfig, RuntimeConfig, Settings, Tls,
 };
-use crate::http::{self, CurrentModel, Server};
+use crate::http::{self, CurrentModel, Kept, Server};
 use crate::jobs::{Engine, Jobs, QueueLimits, Ticket};
 use crate::models::{CheckpointPlan, Provider, ProviderConfig};
 use crate::pipeline::{
@@ -117,9 +118,11 @@ impl App {
             jobs: Jobs::start(queue_limits(&config.queue), config.progress_bars),
             engine,
             catalogue,
+            kept: Kept::new(config.folders.data.join("jobs")),
             styles: Arc::new(StyleFiles {
                 patterns: config.folders.styles.clone(),
             }),
+            ready: AtomicBool::new(!config.runtime.load_at_start),
             stop: Notify::new(),
             started: Instant::now(),
             config,
@@ -177,6 +180,7 @@ pub async fn run(app: App, listener: TcpListener, port: u16) -> Result<(), Start
     if server.config.runtime.load_at_start {
         load_in_background(&server);
     }
+    Kept::resume(&server.clone().into());
     let answering = actix_web::rt::spawn(running);
     stop_asked(&server).await;
     // Progress is answered until the running job is done; then open connections are closed.
@@ -230,6 +234,7 @@ fn load_in_background(server: &Arc<Server>) {
             .jobs
             .run(Ticket::default(), move |_| CurrentModel(&for_job).load())
             .await;
+        server.ready.store(true, Ordering::Relaxed);
         if let Ok(Err(error)) = loaded {
             tracing::error!(%error, "the checkpoint is not loaded; the first request will say so");
         }

@@ -1,6 +1,8 @@
 //! The whole app in process, over an engine that draws one grey picture without any graph: routes, error
 //! bodies, coercion, options, login, CORS, the queue.
 
+#[path = "http/jobs.rs"]
+mod jobs;
 #[path = "http/login.rs"]
 mod login;
 
@@ -32,6 +34,12 @@ impl Engine for GreyEngine {
         control: &dyn JobControl,
     ) -> Result<GenerationResult, GenerateError> {
         assert_ne!(params.prompt, "panic", "the prompt asks for it");
+        if params.prompt == "fail" {
+            return Err(GenerateError::InvalidValue("asked for".to_owned()));
+        }
+        while params.prompt == "wait" && !control.interrupted() {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
         control.set_job_count(params.batch_count as i64);
         let infotext = format!("{}\nSteps: {}", params.prompt, params.step_count);
         let picture = image::RgbImage::from_pixel(
@@ -117,11 +125,17 @@ struct Fixture {
 
 impl Fixture {
     fn new(flags: &[&str]) -> Self {
+        Self::with_secret(flags, "")
+    }
+
+    /// With the key that signs messages to webhooks.
+    fn with_secret(flags: &[&str], secret: &str) -> Self {
         let data = tempfile::tempdir().expect("a temporary folder");
         let path = data.path().display().to_string();
         let mut all = vec!["--data-dir", path.as_str()];
         all.extend(flags);
-        let config = Config::from_arguments(&all).expect("the flags are accepted");
+        let mut config = Config::from_arguments(&all).expect("the flags are accepted");
+        secret.clone_into(&mut config.webhook.secret);
         let catalogue = Arc::new(Catalogue::new(CatalogueConfig {
             models_dir: config.folders.models.clone(),
             ..CatalogueConfig::default()

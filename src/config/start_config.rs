@@ -244,6 +244,12 @@ fn plain(error: &std::io::Error) -> std::io::Error {
 }
 
 impl ServerConfig {
+    /// Whether every route asks who is there.
+    #[must_use]
+    pub fn asks_for_login(&self) -> bool {
+        !self.logins.is_empty()
+    }
+
     fn from_flags(flags: &Flags, environment: &Environment) -> Result<Self, ConfigError> {
         let web_routes = !flags.given("nowebui");
         let host = match flags.value("server_name") {

@@ -50,6 +50,7 @@ pub async fn surround(
         let name = HeaderName::from_static("x-process-time");
         answer.headers_mut().insert(name, value);
     }
+    server.jobs.meter().answered(answer.status().as_u16());
     log(
         &server,
         answer.request(),

@@ -1,17 +1,18 @@
 //! Extras, `png-info` and `interrogate`.
 
-use std::sync::Arc;
-
 use actix_web::{HttpRequest, web};
+use serde_json::Value;
 
 use super::Server;
+use super::job_request::{RequestKind, answer};
 use super::quirks::read_json_without_content_type;
 use super::respond::{Answer, json};
 use crate::api::{
-    ApiError, EXTRAS_BATCH, EXTRAS_SINGLE, ExtrasRequest, INTERROGATE, PNG_INFO, Schema,
-    decode_file, extras_answer, png_info_answer, resolve_extras,
+    ApiError, Body, ExtrasRequest, INTERROGATE, PNG_INFO, decode_file, extras_answer,
+    png_info_answer, resolve_extras,
 };
-use crate::jobs::Ticket;
+use crate::config::Options;
+use crate::jobs::Board;
 use crate::pipeline::{GenerateError, JobControl as _};
 
 /// `POST /sdapi/v1/extra-single-image`
@@ -20,14 +21,7 @@ pub(super) async fn single(
     request: HttpRequest,
     bytes: web::Bytes,
 ) -> Answer {
-    extras(
-        server,
-        &request,
-        &bytes,
-        EXTRAS_SINGLE,
-        ExtrasRequest::Single,
-    )
-    .await
+    answer(server, request, bytes, RequestKind::ExtraSingleImage).await
 }
 
 /// `POST /sdapi/v1/extra-batch-images`
@@ -36,38 +30,24 @@ pub(super) async fn batch(
     request: HttpRequest,
     bytes: web::Bytes,
 ) -> Answer {
-    extras(server, &request, &bytes, EXTRAS_BATCH, ExtrasRequest::Batch).await
+    answer(server, request, bytes, RequestKind::ExtraBatchImages).await
 }
 
-async fn extras(
-    server: web::Data<Server>,
-    request: &HttpRequest,
-    bytes: &[u8],
-    schema: Schema,
+/// The job on the queue's thread: decode, upscale, encode.
+pub(super) fn carry_out(
+    server: &Server,
     kind: ExtrasRequest,
-) -> Answer {
-    let body = read_json_without_content_type(request, bytes, schema)?;
-    let options = server.settings.snapshot();
-    let for_job = Arc::clone(&server);
-    let ticket = Ticket {
-        job: Some("extras"),
-        task: None,
-        client: String::new(),
-    };
-    let work = move |board: &crate::jobs::Board| {
-        board.set_job_count(1);
-        let params = resolve_extras(kind, &body, &options)?;
-        let result = for_job
-            .engine
-            .extras(&params, board)
-            .map_err(extras_error)?;
-        for comment in &result.comments {
-            tracing::warn!(comment, "extras");
-        }
-        extras_answer(kind, &result, &options)
-    };
-    let answer = server.jobs.run::<_, ApiError>(ticket, work).await??;
-    Ok(json(&answer))
+    body: &Body,
+    options: &Options,
+    board: &Board,
+) -> Result<Value, ApiError> {
+    board.set_job_count(1);
+    let params = resolve_extras(kind, body, options)?;
+    let result = server.engine.extras(&params, board).map_err(extras_error)?;
+    for comment in &result.comments {
+        tracing::warn!(comment, "extras");
+    }
+    extras_answer(kind, &result, options)
 }
 
 /// The same misfit has another class here than in hires fix.

@@ -1,21 +1,16 @@
 //! `txt2img` and `img2img`.
 
-use std::sync::Arc;
-
 use actix_web::{HttpRequest, web};
 use serde_json::Value;
 
 use super::Server;
 use super::current_model::CurrentModel;
-use super::quirks::read_json_without_content_type;
-use super::respond::{Answer, json};
-use crate::api::{
-    ApiError, CheckpointNames, IMG2IMG, ResolveContext, Resolved, TXT2IMG, generation_answer,
-    resolve_img2img, resolve_txt2img,
-};
+use super::job_request::{RequestKind, answer};
+use super::respond::Answer;
+use crate::api::{ApiError, CheckpointNames, ResolveContext, Resolved, generation_answer};
 use crate::catalogue::Catalogue;
 use crate::config::Options;
-use crate::jobs::{Board, Ticket, new_task_id};
+use crate::jobs::Board;
 
 /// `POST /sdapi/v1/txt2img`
 pub(super) async fn txt2img(
@@ -23,10 +18,7 @@ pub(super) async fn txt2img(
     request: HttpRequest,
     bytes: web::Bytes,
 ) -> Answer {
-    let body = read_json_without_content_type(&request, &bytes, TXT2IMG)?;
-    drop(bytes);
-    let resolved = resolve_txt2img(body, &context(&server))?;
-    generate(server, resolved, "txt2img", "scripts_txt2img").await
+    answer(server, request, bytes, RequestKind::Txt2img).await
 }
 
 /// `POST /sdapi/v1/img2img`
@@ -35,10 +27,7 @@ pub(super) async fn img2img(
     request: HttpRequest,
     bytes: web::Bytes,
 ) -> Answer {
-    let body = read_json_without_content_type(&request, &bytes, IMG2IMG)?;
-    drop(bytes);
-    let resolved = resolve_img2img(body, &context(&server))?;
-    generate(server, resolved, "img2img", "scripts_img2img").await
+    answer(server, request, bytes, RequestKind::Img2img).await
 }
 
 impl CheckpointNames for Catalogue {
@@ -47,9 +36,10 @@ impl CheckpointNames for Catalogue {
     }
 }
 
-fn context(server: &Server) -> ResolveContext<'_> {
+/// What a request is read with.
+pub(super) fn context(server: &Server, options: Options) -> ResolveContext<'_> {
     ResolveContext {
-        options: current_options(server),
+        options,
         checkpoints: server.catalogue.as_ref(),
         styles: server.styles.as_ref(),
         noise_on_cpu: server.config.noise_on_cpu,
@@ -63,12 +53,12 @@ pub(super) fn current_options(server: &Server) -> Options {
     Options::new(values)
 }
 
-async fn generate(
-    server: web::Data<Server>,
-    resolved: Resolved,
-    kind: &str,
-    job: &'static str,
-) -> Answer {
+/// The job on the queue's thread: decode, generate, encode.
+pub(super) fn carry_out(
+    server: &Server,
+    mut resolved: Resolved,
+    board: &Board,
+) -> Result<Value, ApiError> {
     if !resolved.ignored_overrides.is_empty() {
         let keys = resolved.ignored_overrides.join(", ");
         tracing::warn!(
@@ -76,25 +66,6 @@ async fn generate(
             "override_settings: unknown options or values of another type are ignored"
         );
     }
-    let task = resolved
-        .body
-        .nonempty_text("force_task_id")
-        .map_or_else(|| new_task_id(kind, entropy()), str::to_owned);
-    let ticket = Ticket {
-        job: Some(job),
-        task: Some(task),
-        client: String::new(),
-    };
-    let for_job = Arc::clone(&server);
-    let answer = server
-        .jobs
-        .run(ticket, move |board| carry_out(&for_job, resolved, board))
-        .await??;
-    Ok(json(&answer))
-}
-
-/// The job on the queue's thread: decode, generate, encode.
-fn carry_out(server: &Server, mut resolved: Resolved, board: &Board) -> Result<Value, ApiError> {
     resolved.decode_pictures()?;
     if let Some(overrides) = resolved.lasting_overrides() {
         let known = server.settings.snapshot();
@@ -118,12 +89,8 @@ fn carry_out(server: &Server, mut resolved: Resolved, board: &Board) -> Result<V
     {
         tracing::warn!(%error, "params.txt cannot be written");
     }
+    server.jobs.meter().drawn_with(&result.model_name);
+    server.jobs.meter().pictures(result.images.len());
     let encoding = server.settings.snapshot();
     generation_answer(&result, &resolved.body, &resolved.params.options, &encoding)
-}
-
-/// Bits for a task id; they need to differ, not to be secret.
-fn entropy() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(0_u8)
 }

@@ -10,12 +10,13 @@ use actix_web::body::BoxBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{AUTHORIZATION, HeaderMap};
 use actix_web::middleware::Next;
-use actix_web::{Error, ResponseError, web};
+use actix_web::{Error, HttpMessage as _, ResponseError, web};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use subtle::{Choice, ConstantTimeEq};
 
 use super::Server;
+use super::client::Caller;
 use crate::api::ApiError;
 
 /// The layer over one route: what it guards does not run without a valid login, its extractors neither.
@@ -27,15 +28,23 @@ pub(super) async fn require(
         .app_data::<web::Data<Server>>()
         .expect("the server's state is registered with its routes");
     match check(&server.config.server.logins, request.headers()) {
-        Ok(()) => next.call(request).await,
+        Ok(caller) => {
+            if let Some(name) = caller {
+                request.extensions_mut().insert(Caller(name));
+            }
+            next.call(request).await
+        }
         Err(refusal) => Ok(request.into_response(refusal.error_response())),
     }
 }
 
-/// Checks the request's login; without logins everybody may enter.
-pub(super) fn check(logins: &[(String, String)], headers: &HeaderMap) -> Result<(), ApiError> {
+/// Checks the request's login and answers its name; without logins everybody may enter.
+pub(super) fn check(
+    logins: &[(String, String)],
+    headers: &HeaderMap,
+) -> Result<Option<String>, ApiError> {
     if logins.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let given = headers
         .get(AUTHORIZATION)
@@ -55,7 +64,7 @@ pub(super) fn check(logins: &[(String, String)], headers: &HeaderMap) -> Result<
             & password.as_bytes().ct_eq(known_password.as_bytes());
     }
     if bool::from(right) {
-        Ok(())
+        Ok(Some(user.to_owned()))
     } else {
         Err(ApiError::http(401, "Incorrect username or password"))
     }
@@ -72,7 +81,7 @@ mod tests {
         if let Some(value) = authorization {
             headers.insert(AUTHORIZATION, HeaderValue::from_static(value));
         }
-        check(&logins, &headers).map_or_else(|error| error.to_string(), |()| "in".to_owned())
+        check(&logins, &headers).map_or_else(|error| error.to_string(), |_| "in".to_owned())
     }
 
     #[test]

@@ -3,13 +3,16 @@
 //!
 //! Follows A1111 v1.10.1's HTTP surface. Handlers never compute: what takes time goes through the queue.
 
+mod client;
 mod cors;
 mod current_model;
 mod edge;
 mod extras;
 mod fallback;
 mod generation;
+mod health;
 mod internal;
+mod job_request;
 mod lists;
 mod login;
 mod options;
@@ -20,8 +23,10 @@ mod routes;
 mod server_control;
 mod state;
 mod training;
+mod v1;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use tokio::sync::Notify;
@@ -34,6 +39,7 @@ use crate::jobs::{Engine, Jobs};
 pub use current_model::CurrentModel;
 pub use edge::surround;
 pub use routes::{Known, configure};
+pub use v1::Kept;
 
 /// Everything that handlers share.
 pub struct Server {
@@ -43,6 +49,10 @@ pub struct Server {
     pub engine: Arc<dyn Engine>,
     pub catalogue: Arc<Catalogue>,
     pub styles: Arc<dyn StyleBook>,
+    /// The jobs that were submitted to `/v1/jobs`.
+    pub kept: Kept,
+    /// The first checkpoint is loaded, or was not asked for.
+    pub ready: AtomicBool,
     /// Somebody asked the process to end.
     pub stop: Notify,
     pub started: Instant,

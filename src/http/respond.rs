@@ -1,11 +1,15 @@
 //! Answers: JSON bodies and A1111's error bodies.
 
 use actix_web::http::StatusCode;
+use actix_web::http::header::RETRY_AFTER;
 use actix_web::{HttpResponse, ResponseError};
 use serde_json::Value;
 
 use crate::api::ApiError;
 use crate::jobs::JobError;
+
+/// When a client whom the queue refused may ask again.
+const RETRY_AFTER_S: u64 = 5;
 
 /// What handlers answer.
 pub(super) type Answer = Result<HttpResponse, ApiError>;
@@ -43,7 +47,11 @@ impl ResponseError for ApiError {
         if self.status() >= 500 {
             tracing::warn!(error = %self, "a request failed");
         }
-        HttpResponse::build(self.status_code())
+        let mut answer = HttpResponse::build(self.status_code());
+        if self.status() == 503 {
+            answer.insert_header((RETRY_AFTER, RETRY_AFTER_S));
+        }
+        answer
             .content_type("application/json")
             .body(self.body().to_string())
     }

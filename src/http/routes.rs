@@ -9,8 +9,8 @@ use actix_web::web::{self, ServiceConfig};
 use actix_web::{FromRequest, Handler, Responder};
 
 use super::{
-    Server, extras, fallback, generation, internal, lists, login, options, page, server_control,
-    state, training,
+    Server, extras, fallback, generation, health, internal, lists, login, options, page,
+    server_control, state, training, v1,
 };
 
 /// The routes that exist, for answers to requests that match none.
@@ -30,11 +30,22 @@ impl Known {
     }
 }
 
-/// A pattern may end in a part that takes everything.
+/// `{name}` stands for one part of a path, `{name:.*}` at the end for all that follows.
 fn covers(pattern: &str, path: &str) -> bool {
-    match pattern.split_once('{') {
-        Some((prefix, _)) => path.starts_with(prefix),
-        None => pattern == path,
+    if let Some((prefix, _)) = pattern
+        .split_once('{')
+        .filter(|_| pattern.ends_with(":.*}"))
+    {
+        return path.starts_with(prefix);
+    }
+    let (mut parts, mut wanted) = (path.split('/'), pattern.split('/'));
+    loop {
+        match (wanted.next(), parts.next()) {
+            (None, None) => return true,
+            (Some(wanted), Some(part)) if wanted == part => {}
+            (Some(wanted), Some(part)) if wanted.starts_with('{') && !part.is_empty() => {}
+            _ => return false,
+        }
     }
 }
 
@@ -53,6 +64,19 @@ impl Routes<'_> {
     {
         let route = web::method(method.clone()).to(handler);
         self.config.route(path, route.wrap(from_fn(login::require)));
+        self.known.entries.push((method, path));
+    }
+
+    /// A route that asks nobody for a login.
+    fn open<F, Args>(&mut self, method: Method, path: &'static str, handler: F)
+    where
+        F: Handler<Args>,
+        Args: FromRequest + 'static,
+        F::Output: Responder + 'static,
+        F::Future: Future,
+    {
+        self.config
+            .route(path, web::method(method.clone()).to(handler));
         self.known.entries.push((method, path));
     }
 
@@ -99,6 +123,8 @@ pub fn configure(server: &Arc<Server>, config: &mut ServiceConfig) {
     if server.config.server.server_stop {
         control(&mut routes);
     }
+    kept_jobs(&mut routes);
+    operations(&mut routes);
     documents(&mut routes);
     if server.config.server.web_routes {
         web_page(&mut routes);
@@ -148,6 +174,23 @@ fn api(routes: &mut Routes<'_>) {
     routes.get("/sdapi/v1/extensions", lists::extensions);
     routes.get("/sdapi/v1/loras", lists::loras);
     routes.post("/sdapi/v1/refresh-loras", lists::refresh_loras);
+}
+
+#[rustfmt::skip]
+fn kept_jobs(routes: &mut Routes<'_>) {
+    routes.get("/v1/jobs", v1::list);
+    routes.post("/v1/jobs/{kind}", v1::submit);
+    routes.get("/v1/jobs/{id}", v1::show);
+    routes.add(Method::DELETE, "/v1/jobs/{id}", v1::cancel);
+    routes.get("/v1/jobs/{id}/result", v1::result);
+    routes.get("/v1/jobs/{id}/events", v1::events);
+}
+
+#[rustfmt::skip]
+fn operations(routes: &mut Routes<'_>) {
+    routes.open(Method::GET, "/healthz", health::alive);
+    routes.open(Method::GET, "/readyz", health::ready);
+    routes.get("/metrics", health::metrics);
 }
 
 #[rustfmt::skip]

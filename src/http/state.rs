@@ -99,7 +99,7 @@ pub(super) async fn memory() -> HttpResponse {
 }
 
 /// Bytes of this process and of the machine, where the system tells through `/proc`.
-fn ram_bytes() -> Option<(f64, f64)> {
+pub(super) fn ram_bytes() -> Option<(f64, f64)> {
     const BYTES_PER_KIB: f64 = 1024.0;
     let kib = |file: &str, key: &str| -> Option<f64> {
         let text = fs_err::read_to_string(file).ok()?;

@@ -1,7 +1,9 @@
 //! Counters of what the queue did, for `/metrics`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -27,8 +29,8 @@ struct OutcomeLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ErrorLabel {
-    error: &'static str,
+struct StatusLabel {
+    status: u16,
 }
 
 /// The counters; clones count together.
@@ -38,8 +40,10 @@ pub struct Meter {
     step: Histogram,
     jobs: Family<OutcomeLabel, Counter>,
     pictures: Counter,
-    errors: Family<ErrorLabel, Counter>,
+    answers: Family<StatusLabel, Counter>,
     model_switches: Counter,
+    /// The checkpoint of the last job.
+    checkpoint: Arc<Mutex<Option<String>>>,
     refused: Counter,
 }
 
@@ -50,8 +54,9 @@ impl Default for Meter {
             step: Histogram::new(STEP_BUCKETS_S),
             jobs: Family::default(),
             pictures: Counter::default(),
-            errors: Family::default(),
+            answers: Family::default(),
             model_switches: Counter::default(),
+            checkpoint: Arc::default(),
             refused: Counter::default(),
         }
     }
@@ -88,14 +93,20 @@ impl Meter {
         self.pictures.inc_by(count as u64);
     }
 
-    /// A request failed with this class of error.
-    pub fn error(&self, error: &'static str) {
-        self.errors.get_or_create(&ErrorLabel { error }).inc();
+    /// A request was answered with this status.
+    pub fn answered(&self, status: u16) {
+        self.answers.get_or_create(&StatusLabel { status }).inc();
     }
 
-    /// Another checkpoint was loaded.
-    pub fn model_switched(&self) {
-        self.model_switches.inc();
+    /// A job was drawn with this checkpoint; another one than the last is a switch.
+    pub fn drawn_with(&self, checkpoint: &str) {
+        let mut last = self.checkpoint.lock();
+        if last.as_deref() != Some(checkpoint) {
+            if last.is_some() {
+                self.model_switches.inc();
+            }
+            *last = Some(checkpoint.to_owned());
+        }
     }
 
     /// Puts every counter into `registry`.
@@ -114,10 +125,10 @@ impl Meter {
         );
         registry.register("jobs", "Jobs that ended", self.jobs.clone());
         registry.register("pictures", "Pictures handed out", self.pictures.clone());
-        registry.register("errors", "Requests that failed", self.errors.clone());
+        registry.register("answers", "Answers by their status", self.answers.clone());
         registry.register(
             "model_switches",
-            "Times that another checkpoint was selected",
+            "Times that a job used another checkpoint than the one before",
             self.model_switches.clone(),
         );
         registry.register(

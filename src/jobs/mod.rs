@@ -9,6 +9,7 @@ mod engine;
 mod meter;
 mod preview;
 mod queue;
+mod store;
 mod tasks;
 mod terminal;
 
@@ -16,4 +17,5 @@ pub use board::{Board, PreviewOptions, Progress, StateFields, TaskProgress};
 pub use engine::Engine;
 pub use meter::Meter;
 pub use queue::{Cancelled, JobError, JobView, Jobs, QueueLimits, Ticket, Whereabouts};
+pub use store::{ATTEMPT_LIMIT, Inserted, KeptState, Record, Store, StoreError, Webhook, now_ms};
 pub use tasks::new_task_id;

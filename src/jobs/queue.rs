@@ -17,6 +17,9 @@ use super::board::{Board, PreviewOptions, TaskProgress};
 use super::meter::Meter;
 use super::tasks::Finished;
 
+/// How much the newest job counts in the mean of durations.
+const NEWEST_SHARE: f64 = 0.3;
+
 /// Why a job was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
@@ -123,6 +126,8 @@ struct Queue {
     turn: u64,
     next_number: u64,
     closed: bool,
+    /// How long jobs took, the latest counting most.
+    mean_duration_s: Option<f64>,
 }
 
 struct Entry {
@@ -136,6 +141,7 @@ struct Running {
     number: u64,
     ticket: Ticket,
     submitted: Instant,
+    begun: Instant,
     board: Arc<Board>,
 }
 
@@ -158,6 +164,7 @@ impl Jobs {
                 turn: 0,
                 next_number: 0,
                 closed: false,
+                mean_duration_s: None,
             }),
             changed: Condvar::new(),
             limits,
@@ -324,6 +331,21 @@ impl Jobs {
         TaskProgress::waiting(completed, place, pending.len())
     }
 
+    /// An estimate of the seconds until a job that has so many before it begins, from the time that jobs
+    /// took lately; `None` before the first one ended.
+    #[must_use]
+    pub fn eta_s(&self, ahead: usize) -> Option<f64> {
+        let queue = self.shared.queue.lock();
+        let mean_s = queue.mean_duration_s?;
+        let running_s: f64 = queue
+            .running
+            .iter()
+            .map(|job| (mean_s - job.begun.elapsed().as_secs_f64()).max(0.0))
+            .sum();
+        let threads = self.shared.limits.concurrent.max(1) as f64;
+        Some((running_s + ahead as f64 * mean_s) / threads)
+    }
+
     /// Ends the job of this id, whether it waits or runs, and no other.
     pub fn cancel(&self, id: &str) -> Cancelled {
         let mut queue = self.shared.queue.lock();
@@ -340,6 +362,12 @@ impl Jobs {
         drop(queue);
         drop(entry);
         Cancelled::Waiting
+    }
+
+    /// Whether no job is taken any more.
+    #[must_use]
+    pub fn closed(&self) -> bool {
+        self.shared.queue.lock().closed
     }
 
     /// Refuses everything that waits or comes later. The running jobs go on.
@@ -550,6 +578,7 @@ fn next_job(shared: &Shared) -> Option<(u64, Arc<Board>, Work)> {
                 number: entry.number,
                 ticket: entry.ticket,
                 submitted: entry.submitted,
+                begun: Instant::now(),
                 board: Arc::clone(&board),
             });
             return Some((entry.number, board, entry.work));
@@ -569,6 +598,11 @@ fn end_job(shared: &Shared, number: u64, succeeded: Option<bool>) {
     };
     let job = queue.running.remove(at);
     shared.meter.ended(succeeded);
+    if job.ticket.job.is_some() {
+        let took_s = job.begun.elapsed().as_secs_f64();
+        let mean_s = queue.mean_duration_s.unwrap_or(took_s);
+        queue.mean_duration_s = Some(mean_s + (took_s - mean_s) * NEWEST_SHARE);
+    }
     if job.ticket.job.is_some() {
         job.board.end();
         queue.idle = job.board;
