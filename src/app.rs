@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use crate::api::{StyleBook, StyleRow};
 use crate::catalogue::{Catalogue, CatalogueConfig, sha256_of};
 use crate::config::{
-    Binding, Config, ConfigError, Folders, QueueConfig, RuntimeConfig, Settings, Tls,
+    Binding, Config, ConfigError, Folders, OutputFolders, QueueConfig, RuntimeConfig, Settings, Tls,
 };
 use crate::http::{self, CurrentModel, Kept, Server};
 use crate::jobs::{Engine, Jobs, QueueLimits, Ticket};
@@ -28,6 +28,7 @@ use crate::prompt::parse_styles_csv;
 use crate::runtime::{
     ExecutionProvider, LibrarySearch, Runtime, RuntimeError, RuntimeOptions, find_library,
 };
+use crate::saving::{FileSaver, NameRules};
 
 /// Why the server cannot start; each message is one sentence with the way out.
 #[derive(Debug, thiserror::Error)]
@@ -113,8 +114,20 @@ impl App {
         if let Some(warning) = warning {
             tracing::warn!("{warning}");
         }
+        let outputs = OutputFolders::new(
+            &config.folders.data,
+            config.folders.allowed_outputs.iter().cloned(),
+        )
+        .with_folders_of(&settings.snapshot());
         let server = Server {
-            settings,
+            settings: settings.with_outputs(outputs.clone()),
+            saver: Arc::new(FileSaver {
+                folders: outputs,
+                rules: NameRules {
+                    max_length: config.folders.filename_max_length,
+                    unix: config.folders.unix_filenames,
+                },
+            }),
             jobs: Jobs::start(queue_limits(&config.queue), config.progress_bars),
             engine,
             catalogue,

@@ -18,3 +18,4 @@ pub mod prompt;
 pub mod rng;
 pub mod runtime;
 pub mod sampling;
+pub mod saving;

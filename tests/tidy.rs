@@ -41,6 +41,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "runtime",
         ],
     ),
+    ("saving", &["pipeline", "infotext", "imaging", "config"]),
     (
         "pipeline",
         &[

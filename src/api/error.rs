@@ -113,6 +113,7 @@ impl From<GenerateError> for ApiError {
             }
             GenerateError::UnknownSampler { .. } => "AssertionError",
             GenerateError::Unsupported(_) => "NotImplementedError",
+            GenerateError::Save(_) => "OSError",
             GenerateError::NotANumber { .. } => "NansException",
             GenerateError::TooManyInitImages { .. }
             | GenerateError::InvalidValue(_)

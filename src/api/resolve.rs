@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{ApiError, Body};
 use crate::config::{Options, Settings};
-use crate::pipeline::{GenerationParams, NoiseGenerator};
+use crate::pipeline::{GenerationParams, NoiseGenerator, PictureSaver, Saving};
 
 /// Knows the aliases of checkpoints.
 pub trait CheckpointNames: Send + Sync {
@@ -46,6 +46,7 @@ pub struct ResolveContext<'a> {
     pub options: Options,
     pub checkpoints: &'a dyn CheckpointNames,
     pub styles: &'a dyn StyleBook,
+    pub saver: Arc<dyn PictureSaver>,
     /// The noise source `GPU` means the CPU generator (`--use-cpu all`).
     pub noise_on_cpu: bool,
 }
@@ -161,12 +162,29 @@ pub(super) fn common_params(
         soft_inpainting: None,
         save_images: body.bool("save_images"),
         send_images: body.bool("send_images"),
+        saving: saving(body, context),
         noise_generator: noise_generator(&options, context.noise_on_cpu),
         token_merging_overridden: body
             .object("override_settings")
             .is_some_and(|overrides| overrides.contains_key("token_merging_ratio")),
         options: Arc::new(options),
     })
+}
+
+/// The folders stand in the options before overrides, as in A1111. img2img alone has init images.
+fn saving(body: &Body, context: &ResolveContext<'_>) -> Saving {
+    let kind = if body.fields().contains_key("init_images") {
+        "img2img"
+    } else {
+        "txt2img"
+    };
+    let folder = |key: &str| context.options.text(key).to_owned();
+    Saving {
+        saver: Arc::clone(&context.saver),
+        samples_folder: folder(&format!("outdir_{kind}_samples")),
+        grids_folder: folder(&format!("outdir_{kind}_grids")),
+        init_images_folder: folder("outdir_init_images"),
+    }
 }
 
 /// Prompt and negative prompt of every style; an unknown one has none.

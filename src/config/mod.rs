@@ -5,6 +5,7 @@
 mod environment;
 mod flags;
 mod options;
+mod output_folders;
 mod own_flags;
 mod service_config;
 mod settings;
@@ -14,6 +15,7 @@ mod table;
 pub use environment::Environment;
 pub use flags::{FlagError, Flags};
 pub use options::Options;
+pub use output_folders::OutputFolders;
 pub use service_config::{QueueConfig, RequestLimits, WebhookConfig};
 pub use settings::{Settings, SettingsError};
 pub use start_config::{

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use parking_lot::RwLock;
 use serde_json::{Map, Number, Value};
 
+use super::output_folders::is_folder_option;
 use super::table::{OptionEntry, OptionKind, option_table};
-use super::{Freeze, Options};
+use super::{Freeze, Options, OutputFolders};
 
 /// Why options could not be read, changed or saved. The first four messages are A1111's.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,8 @@ pub enum SettingsError {
 pub struct Settings {
     path: PathBuf,
     freeze: Freeze,
+    /// Where the folder options may point; anywhere while nobody set it.
+    outputs: Option<OutputFolders>,
     /// Keys that were set, unknown ones of the file among them.
     stored: RwLock<Map<String, Value>>,
 }
@@ -56,6 +59,7 @@ impl Settings {
         Self {
             path: PathBuf::new(),
             freeze: Freeze::default(),
+            outputs: None,
             stored: RwLock::new(Map::new()),
         }
     }
@@ -74,9 +78,17 @@ impl Settings {
         let settings = Self {
             path: path.to_owned(),
             freeze,
+            outputs: None,
             stored: RwLock::new(stored),
         };
         (settings, warning)
+    }
+
+    /// Folder options can be changed to these folders only.
+    #[must_use]
+    pub fn with_outputs(mut self, outputs: OutputFolders) -> Self {
+        self.outputs = Some(outputs);
+        self
     }
 
     /// All options as they stand now, with defaults where nothing was set.
@@ -169,6 +181,10 @@ impl Settings {
             if !self.may_change(entry)? {
                 continue;
             }
+            if !self.may_point_to(entry, value) {
+                ignored.push(key.clone());
+                continue;
+            }
             match coerce(entry, value) {
                 Some(value) => self.set_internal(key, value),
                 None => ignored.push(key.clone()),
@@ -197,6 +213,17 @@ impl Settings {
             return Err(SettingsError::KeyFrozen(entry.key.clone()));
         }
         Ok(!(self.freeze.folders && entry.locked_by.is_some()))
+    }
+
+    /// Whether a folder option may have this value: no client sends pictures out of the output folders.
+    fn may_point_to(&self, entry: &OptionEntry, value: &Value) -> bool {
+        let (Some(outputs), Some(folder)) = (&self.outputs, value.as_str()) else {
+            return true;
+        };
+        // Two of them are empty by default and not read.
+        !is_folder_option(&entry.key)
+            || *value == entry.default
+            || outputs.resolve(folder).is_some()
     }
 
     /// Applies a request's `override_settings` to a snapshot. Returns the keys that do not exist and

@@ -119,6 +119,8 @@ pub struct Folders {
     pub hashing: bool,
     /// Where `params.txt` goes; `None` with `--no-prompt-history`.
     pub prompt_history: Option<PathBuf>,
+    /// `--gradio-allowed-path`: further folders that the `outdir_…` options may point to.
+    pub allowed_outputs: Vec<PathBuf>,
     pub filename_max_length: usize,
     pub unix_filenames: bool,
 }
@@ -346,6 +348,11 @@ impl Folders {
             options_file: given("ui_settings_file").unwrap_or_else(|| data.join("config.json")),
             hashing: !flags.given("no_hashing"),
             prompt_history: (!flags.given("no_prompt_history")).then(|| data.join("params.txt")),
+            allowed_outputs: flags
+                .values("gradio_allowed_path")
+                .into_iter()
+                .map(|folder| here.join(folder))
+                .collect(),
             filename_max_length: flags
                 .value("filenames_max_length")
                 .and_then(|text| text.parse().ok())

@@ -42,6 +42,7 @@ pub(super) fn context(server: &Server, options: Options) -> ResolveContext<'_> {
         options,
         checkpoints: server.catalogue.as_ref(),
         styles: server.styles.as_ref(),
+        saver: Arc::clone(&server.saver),
         noise_on_cpu: server.config.noise_on_cpu,
     }
 }

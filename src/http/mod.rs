@@ -35,6 +35,7 @@ use crate::api::StyleBook;
 use crate::catalogue::Catalogue;
 use crate::config::{Config, Settings};
 use crate::jobs::{Engine, Jobs};
+use crate::pipeline::PictureSaver;
 
 pub use current_model::CurrentModel;
 pub use edge::surround;
@@ -53,6 +54,7 @@ pub struct Server {
     pub kept: Kept,
     /// The first checkpoint is loaded, or was not asked for.
     pub ready: AtomicBool,
+    pub saver: Arc<dyn PictureSaver>,
     /// Somebody asked the process to end.
     pub stop: Notify,
     pub started: Instant,

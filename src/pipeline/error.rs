@@ -23,6 +23,8 @@ pub enum GenerateError {
     NotANumber { part: &'static str },
     #[error("the checkpoint could not be loaded: {0}")]
     Load(#[source] Cause),
+    #[error("the picture could not be saved: {0}")]
+    Save(#[source] Cause),
     #[error("the {graph} graph failed: {source}")]
     Graph { graph: &'static str, source: Cause },
 }

@@ -25,6 +25,7 @@ use super::init_images::{self, InitState};
 use super::job_text::{ExtraParams, JobText};
 use super::pass::{self, Pass};
 use super::prompts::{BatchPrompts, JobPrompts};
+use super::saving::save_init_images;
 use super::{
     Cause, GenerateError, GeneratedImage, GenerationParams, GenerationResult, JobControl, Model,
     ModelProvider, ModelRequest, image_conditioning, latents, token_merging,
@@ -93,6 +94,8 @@ pub(super) struct Job<'a> {
     pub(super) size_px: (usize, usize),
     pub(super) hires: Option<HiresPass>,
     pub(super) extra: ExtraParams,
+    /// With the option `save_init_img`: the name of the last init image.
+    init_image_hash: Option<String>,
     comments: Vec<String>,
 }
 
@@ -156,6 +159,7 @@ impl<'a> Job<'a> {
             size_px,
             hires,
             extra: ExtraParams::default(),
+            init_image_hash: None,
             comments: Vec::new(),
         })
     }
@@ -201,7 +205,7 @@ impl<'a> Job<'a> {
             }
             self.control.next_job();
         }
-        Ok(self.result(&model, label, images))
+        self.result(&model, label, images)
     }
 
     /// Loads the job's checkpoint for the first pass with these networks.
@@ -255,6 +259,7 @@ impl<'a> Job<'a> {
         };
         self.extra
             .set("Denoising strength", json!(self.params.denoising_strength));
+        self.init_image_hash = save_init_images(self.params, img2img)?;
         let init = InitState::new(
             self.params,
             img2img,
@@ -563,7 +568,7 @@ impl<'a> Job<'a> {
         noise * multiplier as f32
     }
 
-    fn job_text<'b>(&self, model: &'b Model, label: &'b str) -> JobText<'b>
+    pub(super) fn job_text<'b>(&self, model: &'b Model, label: &'b str) -> JobText<'b>
     where
         'a: 'b,
     {
@@ -579,10 +584,11 @@ impl<'a> Job<'a> {
             schedule_label: label,
             ensd_matters: sampler.uses_ensd && eta != 0.0,
             inpainting_conditioning: uses_image_conditioning(model),
+            init_image_hash: self.init_image_hash.clone(),
         }
     }
 
-    fn write_text(&self, text: &JobText<'_>, image: usize) -> String {
+    pub(super) fn write_text(&self, text: &JobText<'_>, image: usize) -> String {
         let of = |list: &[i64]| list.get(image).copied().unwrap_or_default();
         let prompt = |list: &[String]| list.get(image).cloned().unwrap_or_default();
         text.write(
@@ -606,22 +612,37 @@ impl<'a> Job<'a> {
     ) -> Result<(), GenerateError> {
         let infotext = self.write_text(text, index);
         let Some(init) = init else {
+            let image = picture.into();
+            self.save_sample(text, index, &image, &infotext, "")?;
             images.push(GeneratedImage {
-                image: picture.into(),
+                image,
                 infotext: Some(infotext),
             });
             return Ok(());
         };
         let corrected = match init.color_reference(offset) {
-            Some(reference) => reference.apply(&picture),
+            Some(reference) => {
+                if self
+                    .params
+                    .options
+                    .bool("save_images_before_color_correction")
+                {
+                    let before = self.lay_over(&picture, init, offset, latent)?;
+                    let before = before.unwrap_or_else(|| picture.clone()).into();
+                    self.save_sample(text, index, &before, &infotext, "-before-color-correction")?;
+                }
+                reference.apply(&picture)
+            }
             None => picture,
         };
         let finished = self.lay_over(&corrected, init, offset, latent)?;
+        let image = finished.unwrap_or_else(|| corrected.clone()).into();
+        self.save_sample(text, index, &image, &infotext, "")?;
         images.push(GeneratedImage {
-            image: finished.unwrap_or_else(|| corrected.clone()).into(),
-            infotext: Some(infotext),
+            image,
+            infotext: Some(infotext.clone()),
         });
-        self.push_masks(&corrected, init, images)
+        self.push_masks((text, index, &infotext), &corrected, init, images)
     }
 
     /// The original laid over the repainted picture; `None` where nothing is to be laid over.
@@ -667,9 +688,10 @@ impl<'a> Job<'a> {
             .map_err(overlay_failure)
     }
 
-    /// The options `return_mask` and `return_mask_composite`.
+    /// The options `return_mask` and `return_mask_composite`, `save_mask` and `save_mask_composite`.
     fn push_masks(
         &self,
+        (text, index, infotext): (&JobText<'_>, usize, &str),
         picture: &RgbImage,
         init: &InitState,
         images: &mut Vec<GeneratedImage>,
@@ -678,25 +700,40 @@ impl<'a> Job<'a> {
         let Some(mask) = &init.mask_for_overlay else {
             return Ok(());
         };
-        if options.bool("return_mask") {
-            images.push(GeneratedImage {
-                image: DynamicImage::ImageLuma8(mask.clone()).to_rgb8().into(),
-                infotext: None,
-            });
+        let (returns, saves) = (options.bool("return_mask"), options.bool("save_mask"));
+        if returns || saves {
+            let image = DynamicImage::ImageLuma8(mask.clone()).to_rgb8().into();
+            if saves {
+                self.save_sample(text, index, &image, infotext, "-mask")?;
+            }
+            if returns {
+                images.push(GeneratedImage {
+                    image,
+                    infotext: None,
+                });
+            }
         }
-        if options.bool("return_mask_composite") {
+        let returns = options.bool("return_mask_composite");
+        let saves = options.bool("save_mask_composite");
+        if returns || saves {
             let whole = match init.region {
                 Some(region) => {
                     uncrop(picture, mask.dimensions(), region).map_err(overlay_failure)?
                 }
                 None => DynamicImage::ImageRgb8(picture.clone()).to_rgba8(),
             };
-            images.push(GeneratedImage {
-                image: super::mask_composite::compose(&whole, mask)
-                    .map_err(overlay_failure)?
-                    .into(),
-                infotext: None,
-            });
+            let image = super::mask_composite::compose(&whole, mask)
+                .map_err(overlay_failure)?
+                .into();
+            if saves {
+                self.save_sample(text, index, &image, infotext, "-mask-composite")?;
+            }
+            if returns {
+                images.push(GeneratedImage {
+                    image,
+                    infotext: None,
+                });
+            }
         }
         Ok(())
     }
@@ -706,13 +743,14 @@ impl<'a> Job<'a> {
         model: &Model,
         label: &str,
         mut images: Vec<GeneratedImage>,
-    ) -> GenerationResult {
+    ) -> Result<GenerationResult, GenerateError> {
         let params = self.params;
         let options = &params.options;
         let text = self.job_text(model, label);
         let mut index_of_first_image = 0;
+        let (returns, saves) = (options.bool("return_grid"), options.bool("grid_save"));
         let makes_grid = params.save_images
-            && options.bool("return_grid")
+            && (returns || saves)
             && (images.len() > 1 || !options.bool("grid_only_if_multiple"));
         if makes_grid && !images.is_empty() {
             let pictures: Vec<DynamicImage> =
@@ -722,14 +760,17 @@ impl<'a> Job<'a> {
                 options.bool("grid_prevent_empty_spots"),
                 params.batch_size,
             );
-            images.insert(
-                0,
-                GeneratedImage {
-                    image: image_grid(&pictures, rows).into(),
-                    infotext: Some(self.write_text(&text, 0)),
-                },
-            );
-            index_of_first_image = 1;
+            let grid = GeneratedImage {
+                image: image_grid(&pictures, rows).into(),
+                infotext: Some(self.write_text(&text, 0)),
+            };
+            if saves {
+                self.save_grid(&text, &grid)?;
+            }
+            if returns {
+                images.insert(0, grid);
+                index_of_first_image = 1;
+            }
         }
         let mut infotexts: Vec<String> = images
             .iter()
@@ -738,7 +779,7 @@ impl<'a> Job<'a> {
         if infotexts.is_empty() {
             infotexts.push(self.write_text(&text, 0));
         }
-        GenerationResult {
+        Ok(GenerationResult {
             images,
             all_prompts: self.prompts.positive,
             all_negative_prompts: self.prompts.negative,
@@ -769,7 +810,7 @@ impl<'a> Job<'a> {
             is_using_inpainting_conditioning: uses_image_conditioning(model),
             version: super::A1111_VERSION.to_owned(),
             comments: self.comments,
-        }
+        })
     }
 }
 

@@ -161,12 +161,37 @@ pub(super) fn second_pass(
     first: Sampled,
     first_rng: &ImageRng,
 ) -> Result<Sampled, GenerateError> {
+    save_first_pass(job, batch, &first)?;
     let Some(hires) = job.hires.take() else {
         return Ok(first);
     };
     let result = walk_second_pass(job, &hires, batch, &first, first_rng);
     job.hires = Some(hires);
     result
+}
+
+/// The option `save_images_before_highres_fix`.
+fn save_first_pass(job: &Job<'_>, batch: &Batch, first: &Sampled) -> Result<(), GenerateError> {
+    let wanted = job.params.options.bool("save_images_before_highres_fix");
+    if !wanted || !job.saves_samples() {
+        return Ok(());
+    }
+    let text = job.job_text(&first.model, job.route.label());
+    for (offset, picture) in latents::decode(&first.model, &first.latent)?
+        .into_iter()
+        .enumerate()
+    {
+        let index = batch.first + offset;
+        let infotext = job.write_text(&text, index);
+        job.save_sample(
+            &text,
+            index,
+            &picture.into(),
+            &infotext,
+            "-before-highres-fix",
+        )?;
+    }
+    Ok(())
 }
 
 fn walk_second_pass(

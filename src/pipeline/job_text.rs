@@ -65,6 +65,7 @@ pub(super) struct JobText<'a> {
     /// Whether the sampler draws noise that ENSD changes, with an eta that is not 0.
     pub(super) ensd_matters: bool,
     pub(super) inpainting_conditioning: bool,
+    pub(super) init_image_hash: Option<String>,
 }
 
 impl JobText<'_> {
@@ -187,7 +188,7 @@ impl JobText<'_> {
                 "Token merging ratio hr",
                 when(params.hires.is_some(), token_merging::hires_ratio(params).1),
             ),
-            ("Init image hash", extra.value("Init image hash", image)),
+            ("Init image hash", json!(self.init_image_hash)),
             (
                 "RNG",
                 when(

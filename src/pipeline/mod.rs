@@ -17,6 +17,7 @@ mod model;
 mod params;
 mod pass;
 mod prompts;
+mod saving;
 mod token_merging;
 mod upscalers;
 
@@ -31,6 +32,10 @@ pub use extras::{
 pub use generate::generate;
 pub use model::{Cause, Family, Model, ModelProvider, ModelRequest, Posterior, Prediction, Vae};
 pub use params::*;
+pub use saving::{
+    NameFacts, NoSaver, PictureSaver, SavedAs, SavedPicture, Saving, save_script_grid,
+    save_script_sample,
+};
 pub use upscalers::{BuiltInUpscalers, FoundUpscaler, Tiling, UpscalerNetwork, UpscalerProvider};
 
 /// The version that answers and infotexts name: the one whose behaviour is mirrored.

@@ -54,6 +54,8 @@ pub struct GenerationParams {
     /// Whether a grid may be made and files saved (`save_images`).
     pub save_images: bool,
     pub send_images: bool,
+    /// Where pictures are written, if they are.
+    pub saving: super::Saving,
     /// Where the noise comes from.
     pub noise_generator: NoiseGenerator,
     /// Whether the request's own `override_settings` name `token_merging_ratio`.
