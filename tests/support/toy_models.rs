@@ -1,0 +1,210 @@
+//! An engine over the real pipeline with networks of a few lines: whatever a request or an option
+//! changes on the way to the UNet, the text encoder or the VAE shows in the pixels.
+
+#![allow(
+    dead_code,
+    reason = "every test crate that includes this module uses its own part of it"
+)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ancestral::conditioning::{
+    ConditioningCache, EncodedText, HiddenState, TextEncoder, TokenBatch,
+};
+use ancestral::jobs::Engine;
+use ancestral::pipeline::{
+    BuiltInUpscalers, Cause, ExtrasParams, ExtrasResult, Family, GenerateError, GenerationParams,
+    GenerationResult, JobControl, Model, ModelProvider, ModelRequest, Posterior, Prediction, Vae,
+    extras, generate,
+};
+use ancestral::sampling::{Latent, Unet, UnetInput};
+use ndarray::{Array3, Array4, Axis};
+
+const WIDTH: usize = 8;
+
+/// Vectors made of the token ids, the position and the hidden state asked for.
+struct ToyText;
+
+impl TextEncoder for ToyText {
+    fn encode(&self, batch: &TokenBatch, state: HiddenState) -> Result<EncodedText, Cause> {
+        let (from_end, shift) = match state {
+            HiddenState::Normalised { from_end } => (from_end, 0.0),
+            HiddenState::Raw { from_end } => (from_end, 0.5),
+        };
+        let (chunks, tokens) = batch.ids.dim();
+        let hidden = Array3::from_shape_fn((chunks, tokens, WIDTH), |(chunk, token, at)| {
+            let id = batch.ids[[chunk, token]] as f32;
+            (id * 0.37 + token as f32 * 0.11 + at as f32 + from_end as f32 + shift).sin()
+        });
+        Ok(EncodedText {
+            hidden,
+            pooled: None,
+        })
+    }
+
+    fn width(&self) -> usize {
+        WIDTH
+    }
+}
+
+/// Noise that depends on the picture, its neighbours, the time and the text.
+struct ToyUnet;
+
+impl Unet for ToyUnet {
+    fn predict(&self, input: &UnetInput) -> Result<Array4<f32>, Cause> {
+        let (rows, _, height, width) = input.sample.dim();
+        let texts: Vec<Vec<f32>> = input
+            .context
+            .axis_iter(Axis(0))
+            .map(|tokens| {
+                let count = tokens.shape()[0] as f32;
+                tokens
+                    .sum_axis(Axis(0))
+                    .iter()
+                    .map(|sum| sum / count)
+                    .collect()
+            })
+            .collect();
+        Ok(Array4::from_shape_fn(
+            (rows, 4, height, width),
+            |(row, channel, y, x)| {
+                let here = input.sample[[row, channel, y, x]];
+                let beside = input.sample[[row, channel, y, (x + 1).min(width - 1)]];
+                let time = input.timestep[row] / 1000.0;
+                let place = (x as f32 * 0.9 + y as f32 * 0.7 + channel as f32).sin();
+                0.7 * here + 0.2 * beside + texts[row][channel] * place * 0.8 + time * 0.05
+            },
+        ))
+    }
+}
+
+/// Three of the latent's channels as colours, every value a square of 8 pixels.
+struct ToyVae;
+
+impl Vae for ToyVae {
+    fn encode(&self, pixels: &Array4<f32>) -> Result<Posterior, Cause> {
+        let (rows, _, height, width) = pixels.dim();
+        let mean = Array4::from_shape_fn((rows, 4, height / 8, width / 8), |(row, c, y, x)| {
+            pixels[[row, c.min(2), y * 8 + 4, x * 8 + 4]]
+        });
+        let logvar = Array4::from_elem(mean.raw_dim(), -30.0);
+        Ok(Posterior { mean, logvar })
+    }
+
+    fn decode(&self, latent: &Array4<f32>) -> Result<Array4<f32>, Cause> {
+        let (rows, _, height, width) = latent.dim();
+        Ok(Array4::from_shape_fn(
+            (rows, 3, height * 8, width * 8),
+            |(row, c, y, x)| (latent[[row, c, y / 8, x / 8]] * 0.2).tanh(),
+        ))
+    }
+}
+
+/// Answers every request with the toy networks.
+pub(crate) struct ToyModels;
+
+impl ModelProvider for ToyModels {
+    fn load(&self, request: &ModelRequest) -> Result<Arc<Model>, Cause> {
+        let beta = |step: usize| {
+            let root =
+                0.00085_f64.sqrt() + (0.012_f64.sqrt() - 0.00085_f64.sqrt()) * step as f64 / 999.0;
+            root * root
+        };
+        let mut product = 1.0;
+        let alphas_cumprod: Arc<[f32]> = (0..1000)
+            .map(|step| {
+                product *= 1.0 - beta(step);
+                product as f32
+            })
+            .collect();
+        Ok(Arc::new(Model {
+            name: "toy".to_owned(),
+            short_hash: "0123456789".to_owned(),
+            family: Family::Sd1,
+            prediction: Prediction::Epsilon,
+            unet_channels: 4,
+            vae_scale: 0.18215,
+            alphas_cumprod,
+            unet: Arc::new(ToyUnet),
+            text_encoders: vec![Arc::new(ToyText)],
+            vae: Arc::new(ToyVae),
+            vae_file: (request.vae == "toy.vae.pt")
+                .then(|| ("toy.vae.pt".to_owned(), "abcdef0123".to_owned())),
+            embeddings: None,
+            text_cache: Arc::new(ConditioningCache::new(0)),
+            size_embedding_width: 256,
+            networks: Vec::new(),
+            missing_networks: Vec::new(),
+        }))
+    }
+
+    fn knows(&self, _checkpoint: &str) -> bool {
+        true
+    }
+}
+
+/// A prompt whose job is interrupted in its first step.
+pub(crate) const STOPPED: &str = "stopped";
+
+struct StopsInFirstStep<'a> {
+    inner: &'a dyn JobControl,
+    stepped: AtomicBool,
+}
+
+impl<'a> StopsInFirstStep<'a> {
+    fn over(inner: &'a dyn JobControl) -> Self {
+        Self {
+            inner,
+            stepped: AtomicBool::new(false),
+        }
+    }
+}
+
+#[rustfmt::skip]
+impl JobControl for StopsInFirstStep<'_> {
+    fn interrupted(&self) -> bool { self.stepped.load(Ordering::Relaxed) }
+    fn skipped(&self) -> bool { self.inner.skipped() }
+    fn clear_skip(&self) { self.inner.clear_skip(); }
+    fn set_job_count(&self, count: i64) { self.inner.set_job_count(count); }
+    fn set_job(&self, job: &str) { self.inner.set_job(job); }
+    fn next_job(&self) { self.inner.next_job(); }
+    fn set_sampling_steps(&self, step_count: usize) { self.inner.set_sampling_steps(step_count); }
+    fn step(&self, index: usize, preview: &Latent, family: Family) {
+        self.stepped.store(true, Ordering::Relaxed);
+        self.inner.step(index, preview, family);
+    }
+    fn set_text(&self, text: Option<&str>) { self.inner.set_text(text); }
+    fn random_seed(&self) -> i64 { self.inner.random_seed() }
+    fn timestamp(&self) -> String { self.inner.timestamp() }
+}
+
+/// The pipeline over [`ToyModels`].
+pub(crate) struct ToyEngine;
+
+impl Engine for ToyEngine {
+    fn generate(
+        &self,
+        params: &GenerationParams,
+        control: &dyn JobControl,
+    ) -> Result<GenerationResult, GenerateError> {
+        if params.prompt == STOPPED {
+            return generate(params, &ToyModels, &StopsInFirstStep::over(control));
+        }
+        generate(params, &ToyModels, control)
+    }
+
+    fn extras(
+        &self,
+        params: &ExtrasParams,
+        control: &dyn JobControl,
+    ) -> Result<ExtrasResult, GenerateError> {
+        extras(params, &BuiltInUpscalers, None, control)
+    }
+
+    fn load(&self, _request: &ModelRequest) -> Result<(), GenerateError> {
+        Ok(())
+    }
+
+    fn unload(&self) {}
+}
