@@ -207,8 +207,7 @@ pub(super) fn save_init_images(
     }
     let mut last = None;
     for picture in &img2img.init_images {
-        let digest = md5::Md5::digest(picture.as_bytes());
-        let name: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = format!("{:x}", md5::Md5::digest(picture.as_bytes()));
         let facts = NameFacts {
             params,
             model_name: "",

@@ -189,8 +189,8 @@ fn free_name(
     if options.text("save_images_replace_action") != "Add number suffix" || !file.exists() {
         return Ok(file);
     }
-    (1..)
-        .map(|number: u64| named(&format!("{decoration}-{number}")))
+    (1..u64::MAX)
+        .map(|number| named(&format!("{decoration}-{number}")))
         .find(|file| !file.exists())
         .ok_or_else(|| SaveError::NoNumber(folder.to_owned()))
 }

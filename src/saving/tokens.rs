@@ -36,7 +36,9 @@ impl Names<'_> {
             "seed" => text(facts.seed.to_string()),
             "seed_first" if facts.batch_size == 1 => text(facts.seed.to_string()),
             "seed_first" => text(facts.all_seeds.first().unwrap_or(&facts.seed).to_string()),
-            "seed_last" if facts.batch_size == 1 => Replacement::NothingAndNoTextBefore,
+            "seed_last" | "batch_number" if facts.batch_size == 1 => {
+                Replacement::NothingAndNoTextBefore
+            }
             "seed_last" => text(facts.all_seeds.last().unwrap_or(&facts.seed).to_string()),
             "steps" => text(params.step_count.to_string()),
             "cfg" => number(json!(params.cfg_scale)),
@@ -65,7 +67,6 @@ impl Names<'_> {
             "hasprompt" if arguments.is_empty() => Replacement::Unknown,
             "hasprompt" => text(self.parts_of_prompt(arguments)),
             "batch_size" => text(facts.batch_size.to_string()),
-            "batch_number" if facts.batch_size == 1 => Replacement::NothingAndNoTextBefore,
             "batch_number" => text((facts.index_in_batch + 1).to_string()),
             "generation_number" if facts.batch_size == 1 && params.batch_count == 1 => {
                 Replacement::NothingAndNoTextBefore
@@ -173,10 +174,7 @@ fn hash(bytes: &[u8], arguments: &[&str], default_length: usize) -> String {
         .first()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(default_length);
-    let hex: String = Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hex = format!("{:x}", Sha256::digest(bytes));
     hex[..length.min(hex.len())].to_owned()
 }
 
