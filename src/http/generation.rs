@@ -1,5 +1,7 @@
 //! `txt2img` and `img2img`.
 
+use std::sync::Arc;
+
 use actix_web::{HttpRequest, web};
 use serde_json::Value;
 
