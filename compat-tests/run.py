@@ -1,18 +1,16 @@
 """Starts the server over the tiny golden checkpoints and lets real clients and recorded client traffic at it.
 
     python compat-tests/run.py --server target/debug/ancestral
+    python compat-tests/run.py --server target/debug/ancestral --only rust webuiapi
 
-What is known to fail stands under `[[client]]` in known-differences.toml; a listed check that passes fails the
+Besides .venv it installs what the clients need, see provision.py, into `compat-clients` beside the folder of the
+server. What is known to fail stands under `[[client]]` in known-differences.toml; a listed check that passes fails the
 run as well as an unlisted one that does not. scripts/test runs this in .venv.
 """
 
-# /// script
-# requires-python = ">=3.11"
-# dependencies = ["aiohttp==3.13.2", "numpy==2.3.5", "requests==2.32.5", "sd-parsers==0.6", "webuiapi==0.9.17"]
-# ///
-
 import argparse
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -24,12 +22,18 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import provision
 
 HERE = Path(__file__).resolve().parent
 MODELS = HERE / "golden" / "models"
-CLIENTS = ["webuiapi_client.py", "metadata_readers.py"]
+LOGIN = "user:pass"
+PYTHON_CLIENTS = ["webuiapi", "sd_backend_client", "aaa1111", "image_generation_mcp"]
+NODE_CLIENTS = ["stable_diffusion_api", "node_sd_webui", "modelfusion"]
+# Those that have checks of their own for a server that asks for a login.
+WITH_LOGIN = ["webuiapi", "sd_backend_client", "open_webui", "stable_diffusion_api", "modelfusion", "rust"]
 
 
 def write_data_folder(data: Path) -> None:
@@ -49,12 +53,12 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(server: Path, data: Path) -> Iterator[str]:
+def running(server: Path, data: Path, *flags: str) -> Iterator[str]:
     """The server's address while it runs; it has to end by itself, with status 0, when it is told to."""
     port = free_port()
     checkpoint = data / "models" / "Stable-diffusion" / "tiny-sd2-v.safetensors"
     command = [str(server), "--api", "--use-cpu", "all", "--data-dir", str(data), "--ckpt", str(checkpoint)]
-    command += ["--port", str(port), "--cors-allow-origins", "*"]
+    command += ["--port", str(port), "--cors-allow-origins", "*", *flags]
     log = data / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=data)
@@ -85,18 +89,35 @@ def answers(base: str) -> bool:
     return True
 
 
-def run_clients(base: str) -> dict[str, str | None]:
-    """Every check by name, with why it failed or None."""
-    outcome: dict[str, str | None] = {}
-    for client in CLIENTS:
-        command = [sys.executable, str(HERE / "clients" / client), "--base", base]
-        lines = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        found = re.findall(r"^(ok|FAIL) (\w+)(?:: (.*))?$", lines.stdout, re.MULTILINE)
-        if not found:
-            raise SystemExit(f"{client} does not run:\n{lines.stdout}{lines.stderr}")
-        for state, name, why in found:
-            outcome[f"{Path(client).stem}/{name}"] = why if state == "FAIL" else None
-    return outcome
+def client_commands(work: Path, only: list[str] | None) -> dict[str, list[str]]:
+    """How each client's checks are run; installs what they need."""
+    clients = HERE / "clients"
+    commands = {name: [sys.executable, str(clients / f"{name}_client.py")] for name in PYTHON_CLIENTS}
+    commands["metadata_readers"] = [sys.executable, str(clients / "metadata_readers.py")]
+
+    def wanted(name: str) -> bool:
+        return only is None or name in only
+
+    if wanted("open_webui"):
+        package = provision.open_webui(work)
+        script = clients / "open_webui_client.py"
+        commands["open_webui"] = [sys.executable, str(script), "--package", str(package)]
+    if any(map(wanted, NODE_CLIENTS)):
+        os.environ["NODE_PATH"] = str(provision.node_packages(work))
+        for name in NODE_CLIENTS:
+            commands[name] = [str(provision.node()), str(clients / "node" / f"{name}_client.cjs")]
+    if wanted("rust"):
+        commands["rust"] = [str(provision.rust_client(work))]
+    return {name: command for name, command in commands.items() if wanted(name)}
+
+
+def run_client(name: str, command: list[str]) -> dict[str, str | None]:
+    """Every check of one client by name, with why it failed or None."""
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    found = re.findall(r"^(ok|FAIL) (\w+)(?:: (.*))?$", lines.stdout, re.MULTILINE)
+    if not found or (lines.returncode != 0 and all(state == "ok" for state, _, _ in found)):
+        raise SystemExit(f"{name} does not run:\n{lines.stdout}{lines.stderr}")
+    return {f"{name}/{check}": why if state == "FAIL" else None for state, check, why in found}
 
 
 def run_traces(base: str) -> dict[str, str | None]:
@@ -128,19 +149,47 @@ def judge(outcome: dict[str, str | None], known: dict[str, str]) -> list[str]:
     return problems
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--server", type=Path, required=True, help="the built binary")
-    server = parser.parse_args().server.resolve()
-    if not server.is_file():
-        print(f"{server} is not built.", file=sys.stderr)
-        return 1
+def check_everything(server: Path, work: Path, only: list[str] | None) -> dict[str, str | None]:
+    outcome: dict[str, str | None] = {}
+    commands = client_commands(work, only)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         write_data_folder(data)
         with running(server, data) as base:
-            outcome = run_clients(base) | run_traces(base)
-    problems = judge(outcome, known_failures())
+            for name, command in commands.items():
+                outcome |= timed(name, lambda: run_client(name, [*command, "--base", base]))
+            if only is None or "traces" in only:
+                outcome |= timed("traces", lambda: run_traces(base))
+        with running(server, data, "--api-auth", LOGIN) as base:
+            for name in filter(commands.get, WITH_LOGIN):
+                command = [*commands[name], "--base", base, "--login", LOGIN]
+                outcome |= timed(f"{name}_login", lambda: run_client(f"{name}_login", command))
+    return outcome
+
+
+def timed(name: str, checks: Callable[[], dict[str, str | None]]) -> dict[str, str | None]:
+    begin = time.monotonic()
+    outcome = checks()
+    passed = sum(why is None for why in outcome.values())
+    print(f"{name}: {passed} of {len(outcome)} checks pass ({time.monotonic() - begin:.1f} s)", flush=True)
+    return outcome
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--server", type=Path, required=True, help="the built binary")
+    parser.add_argument("--only", nargs="+", help="names of clients, or traces; the ledger is not judged then")
+    given = parser.parse_args()
+    server = given.server.resolve()
+    if not server.is_file():
+        print(f"{server} is not built.", file=sys.stderr)
+        return 1
+    work = server.parent.parent / "compat-clients"
+    outcome = check_everything(server, work, given.only)
+    known = known_failures()
+    if given.only:
+        known = {name: why for name, why in known.items() if name in outcome}
+    problems = judge(outcome, known)
     print("\n".join(problems))
     failing = sum(why is not None for why in outcome.values())
     print(f"clients: {len(outcome) - failing} of {len(outcome)} checks pass, {len(problems)} are wrong")
