@@ -137,6 +137,25 @@ fn the_model_tables_are_met() {
 }
 
 #[test]
+fn lcm_walks_at_the_recorded_timesteps() {
+    let vectors = read_json("tests/golden/lcm_timesteps.json");
+    let lcm = sd_table().lcm();
+    let sampler = find_sampler("LCM").unwrap();
+    let scheduler = effective_scheduler(sampler, find_scheduler("Automatic").unwrap());
+    let options = ScheduleOptions::default();
+    for (count, want) in vectors["timesteps"].as_object().unwrap() {
+        let sigmas = scheduler
+            .sigmas(count.parse().unwrap(), Levels::Lcm(&lcm), &options)
+            .unwrap();
+        let got: Vec<f32> = sigmas[..sigmas.len() - 1]
+            .iter()
+            .map(|&sigma| lcm.timestep(sigma))
+            .collect();
+        assert_eq!(got, floats(want), "{count} steps");
+    }
+}
+
+#[test]
 fn schedule_vectors_are_met() {
     let vectors = read_json("tests/golden/schedules_vectors.json");
     let table = sd_table();

@@ -140,6 +140,67 @@ pub struct LcmTable {
 /// Training steps between two entries of the LCM table.
 const LCM_STRIDE: usize = 20;
 
+/// The logarithms of the LCM table for the usual training schedule, as torch 2.1.2 computes them on
+/// a CPU, whose square root and logarithm are not the nearest float32. With an odd number of steps
+/// the schedule halves the way between two entries, and which of them is the nearest hangs on that
+/// last digit: another timestep gives another picture.
+#[expect(
+    clippy::unreadable_literal,
+    reason = "a table as it was computed, not numbers to read"
+)]
+const TORCH_LCM_LOG_SIGMAS: [f32; 50] = [
+    -2.0065587,
+    -1.6280977,
+    -1.3934379,
+    -1.2175927,
+    -1.0738986,
+    -0.9504546,
+    -0.8408905,
+    -0.7413834,
+    -0.6494491,
+    -0.5633742,
+    -0.48192072,
+    -0.40415826,
+    -0.3293661,
+    -0.25696945,
+    -0.1864988,
+    -0.117562175,
+    -0.049825538,
+    0.017001009,
+    0.08317264,
+    0.14891848,
+    0.21444649,
+    0.279948,
+    0.3456012,
+    0.41157386,
+    0.47802526,
+    0.54510766,
+    0.6129679,
+    0.6817487,
+    0.7515885,
+    0.82262295,
+    0.8949852,
+    0.9688057,
+    1.0442128,
+    1.1213331,
+    1.2002909,
+    1.2812084,
+    1.3642055,
+    1.4493998,
+    1.5369066,
+    1.6268382,
+    1.7193043,
+    1.8144112,
+    1.9122622,
+    2.0129573,
+    2.1165934,
+    2.223263,
+    2.3330562,
+    2.4460595,
+    2.5623553,
+    2.682024,
+];
+
 impl LcmTable {
     fn new(alphas_cumprod: &[f32], _quantize: bool) -> Self {
         let count = alphas_cumprod.len() / LCM_STRIDE;
@@ -149,7 +210,15 @@ impl LcmTable {
                 ((1.0 - a) / a).sqrt()
             })
             .collect();
-        let log_sigmas = sigmas.iter().map(|&s| ln(s)).collect();
+        let mut log_sigmas: Vec<f32> = sigmas.iter().map(|&s| ln(s)).collect();
+        let is_usual = log_sigmas.len() == TORCH_LCM_LOG_SIGMAS.len()
+            && log_sigmas
+                .iter()
+                .zip(TORCH_LCM_LOG_SIGMAS)
+                .all(|(exact, torch)| (exact - torch).abs() < 5e-7);
+        if is_usual {
+            log_sigmas = TORCH_LCM_LOG_SIGMAS.to_vec();
+        }
         Self { sigmas, log_sigmas }
     }
 
