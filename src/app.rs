@@ -17,7 +17,7 @@ use crate::catalogue::{Catalogue, CatalogueConfig, sha256_of};
 use crate::config::{
     Binding, Config, ConfigError, Folders, OutputFolders, QueueConfig, RuntimeConfig, Settings, Tls,
 };
-use crate::http::{self, CurrentModel, Kept, Server};
+use crate::http::{self, CurrentModel, Fetcher, Kept, Server, Throttle};
 use crate::jobs::{Engine, Jobs, QueueLimits, Ticket};
 use crate::models::{CheckpointPlan, Provider, ProviderConfig};
 use crate::pipeline::{
@@ -131,6 +131,8 @@ impl App {
             jobs: Jobs::start(queue_limits(&config.queue), config.progress_bars),
             engine,
             catalogue,
+            fetcher: Fetcher::new(config.server.image_urls, config.limits.body_bytes as u64),
+            throttle: Throttle::default(),
             kept: Kept::new(config.folders.data.join("jobs")),
             styles: Arc::new(StyleFiles {
                 patterns: config.folders.styles.clone(),
@@ -162,6 +164,8 @@ pub fn serve(config: Config) -> Result<(), StartError> {
     actix_web::rt::System::new().block_on(run(app, listener, port))
 }
 
+/// Threads that read requests and write answers; they never compute.
+const HTTP_THREADS: usize = 2;
 /// How long answers may take to leave after the last job.
 const SHUTDOWN_SECONDS: u64 = 3;
 
@@ -177,9 +181,10 @@ pub async fn run(app: App, listener: TcpListener, port: u16) -> Result<(), Start
             .wrap(from_fn(http::surround))
             .configure(|config| http::configure(&for_workers, config))
     })
-    .workers(2)
+    .workers(HTTP_THREADS)
     .keep_alive(Duration::from_secs(server.config.server.keep_alive_s))
-    .client_request_timeout(Duration::from_mins(1))
+    .client_request_timeout(Duration::from_secs(server.config.limits.head_timeout_s))
+    .max_connections(server.config.limits.connections.div_ceil(HTTP_THREADS))
     .h1_allow_half_closed(false)
     .shutdown_timeout(SHUTDOWN_SECONDS)
     .disable_signals();
@@ -197,9 +202,21 @@ pub async fn run(app: App, listener: TcpListener, port: u16) -> Result<(), Start
     let answering = actix_web::rt::spawn(running);
     stop_asked(&server).await;
     // Progress is answered until the running job is done; then open connections are closed.
+    server.jobs.close();
+    let for_drain = Arc::clone(&server);
+    let drained = async move {
+        match for_drain.config.queue.drain_s {
+            Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
+            None => std::future::pending().await,
+        }
+        tracing::warn!("the running jobs took too long to end; they are interrupted");
+        for_drain.jobs.interrupt_all();
+        std::future::pending::<()>().await;
+    };
     let finished = actix_web::web::block(move || server.jobs.shut_down());
     tokio::select! {
         _ = finished => handle.stop(true).await,
+        () = drained => {}
         () = signal() => {
             tracing::warn!("stopped at once; the running job is lost");
             handle.stop(false).await;

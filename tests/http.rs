@@ -1,6 +1,8 @@
 //! The whole app in process, over an engine that draws one grey picture without any graph: routes, error
 //! bodies, coercion, options, login, CORS, the queue.
 
+#[path = "http/guards.rs"]
+mod guards;
 #[path = "http/jobs.rs"]
 mod jobs;
 #[path = "http/login.rs"]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::info::info_text;
 use super::{ApiError, Body};
 use crate::config::Options;
-use crate::imaging::{Decoded, ImageFormat, decode_base64, encode_jpeg, encode_png, encode_webp};
+use crate::imaging::{ImageFormat, encode_jpeg, encode_png, encode_webp};
 use crate::pipeline::{GenerationResult, Picture};
 
 /// The body of the answer. `encoding` are the options as they are outside of the job: A1111 encodes
@@ -92,32 +92,4 @@ pub fn preview_url(picture: &Picture, format: &str) -> Result<String, ApiError> 
     options.set("jpeg_quality", json!(80));
     let content = encode_picture(picture, &[], &options)?;
     Ok(format!("data:image/{format};base64,{content}"))
-}
-
-/// Decodes a picture of a request.
-///
-/// # Errors
-/// A1111's `Invalid encoded image`, or its refusals of addresses.
-pub(super) fn decode_picture(text: &str, options: &Options) -> Result<Picture, ApiError> {
-    decode_file(text, options).map(|decoded| decoded.picture)
-}
-
-/// Decodes a picture of a request with what its file says about it.
-///
-/// # Errors
-/// See `decode_picture`.
-pub fn decode_file(text: &str, options: &Options) -> Result<Decoded, ApiError> {
-    if text.starts_with("http://") || text.starts_with("https://") {
-        return Err(refuse_address(options));
-    }
-    decode_base64(text).map_err(|_| ApiError::invalid_image())
-}
-
-/// Pictures are never fetched: the server makes no connections of its own.
-fn refuse_address(options: &Options) -> ApiError {
-    if options.bool("api_enable_requests") {
-        ApiError::http(500, "Request to local resource not allowed")
-    } else {
-        ApiError::http(500, "Requests not allowed")
-    }
 }

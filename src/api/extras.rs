@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::answer::{decode_file, encode_picture};
-use super::{ApiError, Body};
+use super::answer::encode_picture;
+use super::{ApiError, Body, PictureAccess};
 use crate::config::Options;
 use crate::pipeline::{ExtrasParams, ExtrasResult, ExtrasSize, ExtrasStage, Tiling};
 
@@ -22,6 +22,7 @@ pub fn resolve_extras(
     request: ExtrasRequest,
     body: &Body,
     options: &Options,
+    access: PictureAccess<'_>,
 ) -> Result<ExtrasParams, ApiError> {
     let texts: Vec<&str> = match request {
         ExtrasRequest::Single => vec![body.text("image").unwrap_or("")],
@@ -33,7 +34,7 @@ pub fn resolve_extras(
     };
     let images = texts
         .into_iter()
-        .map(|text| decode_file(text, options))
+        .map(|text| access.file(text, options))
         .collect::<Result<_, _>>()?;
     let side = |name: &str| body.int(name).unwrap_or(512).clamp(1, 65_535) as u32;
     let size = if body.int("resize_mode") == Some(1) {

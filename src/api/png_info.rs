@@ -2,8 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::answer::decode_file;
-use super::{ApiError, Body, StyleBook};
+use super::{ApiError, Body, PictureAccess, StyleBook};
 use crate::config::Options;
 use crate::infotext::{KnownStyle, ParseSettings, StyleHandling, parse};
 
@@ -15,8 +14,9 @@ pub fn png_info_answer(
     body: &Body,
     options: &Options,
     styles: &dyn StyleBook,
+    access: PictureAccess<'_>,
 ) -> Result<Value, ApiError> {
-    let file = decode_file(body.text("image").unwrap_or("").trim(), options)?;
+    let file = access.file(body.text("image").unwrap_or("").trim(), options)?;
     let info = file.metadata.infotext.unwrap_or_default();
     let parameters = parse_infotext(&info, options, styles);
     Ok(json!({"info": info, "items": file.metadata.items, "parameters": parameters}))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::{ApiError, Body};
+use super::{ApiError, Body, PictureAccess};
 use crate::config::{Options, Settings};
 use crate::pipeline::{GenerationParams, NoiseGenerator, PictureSaver, Saving};
 
@@ -71,18 +71,18 @@ impl Resolved {
     ///
     /// # Errors
     /// A1111's answer to a picture that cannot be used.
-    pub fn decode_pictures(&mut self) -> Result<(), ApiError> {
+    pub fn decode_pictures(&mut self, access: PictureAccess<'_>) -> Result<(), ApiError> {
         let Some(img2img) = &mut self.params.img2img else {
             return Ok(());
         };
         if let Some(mask) = self.mask.take() {
-            img2img.mask = Some(super::answer::decode_picture(&mask, &self.params.options)?);
+            img2img.mask = Some(access.picture(&mask, &self.params.options)?);
         }
         for text in std::mem::take(&mut self.init_images) {
             let Some(text) = text.as_str() else {
                 return Err(ApiError::invalid_image());
             };
-            let picture = super::answer::decode_picture(text, &self.params.options)?;
+            let picture = access.picture(text, &self.params.options)?;
             img2img.init_images.push(picture);
         }
         Ok(())

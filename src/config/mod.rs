@@ -2,6 +2,7 @@
 //!
 //! Follows A1111 v1.10.1's flags and settings page. This is the only room that reads the environment.
 
+mod api_keys;
 mod environment;
 mod flags;
 mod options;
@@ -12,6 +13,7 @@ mod settings;
 mod start_config;
 mod table;
 
+pub use api_keys::ApiKey;
 pub use environment::Environment;
 pub use flags::{FlagError, Flags};
 pub use options::Options;

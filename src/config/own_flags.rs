@@ -111,6 +111,21 @@ pub(super) const OWN_FLAGS: &[OwnFlag] = &[
         help: "How long a client may pause while it sends a body [default: 60]",
     },
     OwnFlag {
+        name: "api-keys",
+        value: Some("FILE"),
+        help: "A name, a key and perhaps the number of its requests that may wait a line; keys come as X-API-Key or bearer token",
+    },
+    OwnFlag {
+        name: "allow-hosts",
+        value: Some("NAME[,NAME...]"),
+        help: "Names that a server on the loopback interface answers to beside the local ones, for reverse proxies; * is any",
+    },
+    OwnFlag {
+        name: "allow-image-urls",
+        value: None,
+        help: "Pictures of requests may be addresses of public hosts",
+    },
+    OwnFlag {
         name: "cors-allow-local",
         value: None,
         help: "Pages from localhost and from files on this machine may call this server",

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::api_keys::{self, ApiKey};
 use super::{Environment, FlagError, Flags, QueueConfig, RequestLimits, WebhookConfig};
 
 /// Why the server cannot start with this command line.
@@ -70,6 +71,12 @@ pub struct ServerConfig {
     pub web_routes: bool,
     /// `(user, password)`; empty: no login.
     pub logins: Vec<(String, String)>,
+    /// Who may enter with a key instead.
+    pub keys: Vec<ApiKey>,
+    /// Names beside the loopback ones that a server on the loopback interface answers to.
+    pub hosts: Vec<String>,
+    /// Pictures may be given as addresses.
+    pub image_urls: bool,
     pub api_log: bool,
     pub server_stop: bool,
     /// A launcher starts the server again after it ends.
@@ -249,7 +256,13 @@ impl ServerConfig {
     /// Whether every route asks who is there.
     #[must_use]
     pub fn asks_for_login(&self) -> bool {
-        !self.logins.is_empty()
+        !self.logins.is_empty() || !self.keys.is_empty()
+    }
+
+    /// Whom a key belongs to.
+    #[must_use]
+    pub fn find_key(&self, key: &str) -> Option<&ApiKey> {
+        api_keys::find(&self.keys, key)
     }
 
     fn from_flags(flags: &Flags, environment: &Environment) -> Result<Self, ConfigError> {
@@ -290,6 +303,12 @@ impl ServerConfig {
             binding,
             web_routes,
             logins: logins(flags.value("api_auth").unwrap_or(""))?,
+            keys: match flags.value("api-keys") {
+                Some(file) => api_keys::read(Path::new(file))?,
+                None => Vec::new(),
+            },
+            hosts: comma_list(flags.value("allow-hosts")),
+            image_urls: flags.given("allow-image-urls"),
             api_log: flags.given("api_log"),
             server_stop: flags.given("api_server_stop"),
             restartable: environment.restartable,

@@ -4,22 +4,29 @@
 //! The order follows A1111's middleware. Unlike there, answers with status 500 carry the headers too,
 //! since pages could not read the error otherwise.
 
-use std::io::Write;
-use std::time::Instant;
+use std::io::{ErrorKind, Write};
+use std::time::{Duration, Instant};
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::error::PayloadError;
+use actix_web::http::StatusCode;
 use actix_web::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderName, HeaderValue};
 use actix_web::middleware::Next;
-use actix_web::{Error, HttpResponse, web};
+use actix_web::{Error, HttpResponse, ResponseError as _, web};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::Server;
 use super::cors::{Cors, add_vary, is_preflight};
+use super::respond::detail;
+use super::{Server, body, host};
+use crate::api::ApiError;
 
 /// Smaller bodies are not compressed.
 const GZIP_FROM_BYTES: usize = 1000;
+
+/// The answer to a name that is not this server's.
+const FOREIGN_HOST: &str = "this server answers to local names only; --allow-hosts names others";
 
 /// The middleware around all routes.
 ///
@@ -29,7 +36,7 @@ const GZIP_FROM_BYTES: usize = 1000;
 /// # Panics
 /// When the routes were registered without [`super::configure`].
 pub async fn surround(
-    request: ServiceRequest,
+    mut request: ServiceRequest,
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let begin = Instant::now();
@@ -39,11 +46,16 @@ pub async fn surround(
         .expect("the server's state is registered with its routes");
     let cors = Cors::new(&server.config.server);
     // No clone of the request may live across the call: the router changes it in place.
-    let mut answer = if is_preflight(request.method(), request.headers()) {
+    let bound = &server.config.server.binding.host;
+    let mut answer = if !host::is_ours(&request, bound, &server.config.server.hosts) {
+        request.into_response(detail(StatusCode::FORBIDDEN, FOREIGN_HOST))
+    } else if is_preflight(request.method(), request.headers()) {
         let preflight = cors.preflight(request.headers());
         request.into_response(preflight)
     } else {
-        finish(next.call(request).await?, &cors)
+        let pause = Duration::from_secs(server.config.limits.body_timeout_s);
+        body::limit_pauses(&mut request, pause);
+        finish(unread_body(next.call(request).await?), &cors)
     };
     let elapsed_s = begin.elapsed().as_secs_f64();
     if let Ok(value) = HeaderValue::from_str(&format!("{elapsed_s:.4}")) {
@@ -58,6 +70,26 @@ pub async fn surround(
         elapsed_s,
     );
     Ok(answer)
+}
+
+/// A body that could not be read is answered in A1111's shape instead of the web server's.
+fn unread_body(answer: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
+    let cause = answer
+        .response()
+        .error()
+        .and_then(|error| error.as_error::<PayloadError>());
+    let refusal = match cause {
+        None => return answer,
+        Some(PayloadError::Overflow) => ApiError::http(
+            413,
+            "The body is too large; --max-body-size changes the limit",
+        ),
+        Some(PayloadError::Incomplete(Some(error))) if error.kind() == ErrorKind::TimedOut => {
+            ApiError::http(408, "The client paused for too long while it sent the body")
+        }
+        Some(_) => ApiError::http(400, "The body could not be read"),
+    };
+    answer.into_response(refusal.error_response())
 }
 
 fn finish(answer: ServiceResponse<BoxBody>, cors: &Cors) -> ServiceResponse<BoxBody> {

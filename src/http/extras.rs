@@ -8,7 +8,7 @@ use super::job_request::{RequestKind, answer};
 use super::quirks::read_json_without_content_type;
 use super::respond::{Answer, json};
 use crate::api::{
-    ApiError, Body, ExtrasRequest, INTERROGATE, PNG_INFO, decode_file, extras_answer,
+    ApiError, Body, ExtrasRequest, INTERROGATE, PNG_INFO, check_extras_limits, extras_answer,
     png_info_answer, resolve_extras,
 };
 use crate::config::Options;
@@ -42,7 +42,8 @@ pub(super) fn carry_out(
     board: &Board,
 ) -> Result<Value, ApiError> {
     board.set_job_count(1);
-    let params = resolve_extras(kind, body, options)?;
+    let params = resolve_extras(kind, body, options, server.pictures())?;
+    check_extras_limits(&params, &server.config.limits)?;
     let result = server.engine.extras(&params, board).map_err(extras_error)?;
     for comment in &result.comments {
         tracing::warn!(comment, "extras");
@@ -69,7 +70,7 @@ pub(super) async fn png_info(
     let body = read_json_without_content_type(&request, &bytes, PNG_INFO)?;
     let work = move || {
         let options = server.settings.snapshot();
-        png_info_answer(&body, &options, server.styles.as_ref())
+        png_info_answer(&body, &options, server.styles.as_ref(), server.pictures())
     };
     let answer = web::block(work)
         .await
@@ -89,7 +90,7 @@ pub(super) async fn interrogate(
     if image.is_empty() {
         return Err(ApiError::invalid_image());
     }
-    decode_file(image, &options)?;
+    server.pictures().file(image, &options)?;
     match body.text("model") {
         // A failure inside the captioner answers 200 there, with this as the caption.
         Some("clip") => Ok(json(&serde_json::json!({"caption": "<error>"}))),

@@ -69,7 +69,7 @@ pub(super) fn carry_out(
             "override_settings: unknown options or values of another type are ignored"
         );
     }
-    resolved.decode_pictures()?;
+    resolved.decode_pictures(server.pictures())?;
     if let Some(overrides) = resolved.lasting_overrides() {
         let known = server.settings.snapshot();
         let lasting = overrides

@@ -4,13 +4,13 @@ use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::Value;
 
-use super::client::client_of;
+use super::client::{client_of, waiting_limit_of};
 use super::quirks::content_type;
 use super::respond::{Answer, json};
 use super::{Server, extras, generation};
 use crate::api::{
     ApiError, Body, EXTRAS_BATCH, EXTRAS_SINGLE, ExtrasRequest, IMG2IMG, Resolved, Schema, TXT2IMG,
-    read_body, resolve_img2img, resolve_txt2img,
+    check_limits, read_body, resolve_img2img, resolve_txt2img,
 };
 use crate::config::Options;
 use crate::jobs::{Board, Ticket, new_task_id};
@@ -80,6 +80,9 @@ impl RequestKind {
             Self::ExtraSingleImage => Work::Extras(ExtrasRequest::Single, body, options),
             Self::ExtraBatchImages => Work::Extras(ExtrasRequest::Batch, body, options),
         };
+        if let Work::Generate(resolved) = &work {
+            check_limits(&resolved.params, &server.config.limits)?;
+        }
         Ok(JobRequest { kind: self, work })
     }
 }
@@ -131,6 +134,7 @@ pub(super) async fn answer(
         job: Some(kind.job()),
         task: Some(task.clone()),
         client: client_of(&request),
+        waiting_limit: waiting_limit_of(&request),
     };
     let for_job = server.clone();
     let work = move |board: &Board| job.carry_out(&for_job, board);

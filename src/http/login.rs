@@ -8,7 +8,7 @@
 
 use actix_web::body::BoxBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::header::{AUTHORIZATION, HeaderMap};
+use actix_web::http::header::{AUTHORIZATION, HeaderMap, RETRY_AFTER};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage as _, ResponseError, web};
 use base64::Engine as _;
@@ -18,6 +18,7 @@ use subtle::{Choice, ConstantTimeEq};
 use super::Server;
 use super::client::Caller;
 use crate::api::ApiError;
+use crate::config::ServerConfig;
 
 /// The layer over one route: what it guards does not run without a valid login, its extractors neither.
 pub(super) async fn require(
@@ -27,25 +28,56 @@ pub(super) async fn require(
     let server = request
         .app_data::<web::Data<Server>>()
         .expect("the server's state is registered with its routes");
-    match check(&server.config.server.logins, request.headers()) {
+    let address = request.peer_addr().map(|peer| peer.ip());
+    if let Some(seconds) = address.and_then(|address| server.throttle.wait_s(address)) {
+        let refusal = ApiError::http(429, "Too many wrong logins");
+        let mut answer = refusal.error_response();
+        answer.headers_mut().insert(RETRY_AFTER, seconds.into());
+        return Ok(request.into_response(answer));
+    }
+    match check(&server.config.server, request.headers()) {
         Ok(caller) => {
-            if let Some(name) = caller {
-                request.extensions_mut().insert(Caller(name));
+            if let Some(caller) = caller {
+                request.extensions_mut().insert(caller);
             }
             next.call(request).await
         }
-        Err(refusal) => Ok(request.into_response(refusal.error_response())),
+        Err(refusal) => {
+            // Whoever sends nothing does not guess.
+            let guessed = KEY_HEADERS
+                .iter()
+                .any(|name| request.headers().contains_key(*name));
+            if let Some(address) = address.filter(|_| guessed) {
+                server.throttle.failed(address);
+            }
+            Ok(request.into_response(refusal.error_response()))
+        }
     }
 }
 
-/// Checks the request's login and answers its name; without logins everybody may enter.
+/// The headers that a login or key comes in.
+const KEY_HEADERS: [&str; 2] = ["authorization", "x-api-key"];
+
+/// Checks the request's login or key and answers its name; without either everybody may enter.
 pub(super) fn check(
-    logins: &[(String, String)],
+    config: &ServerConfig,
     headers: &HeaderMap,
-) -> Result<Option<String>, ApiError> {
-    if logins.is_empty() {
+) -> Result<Option<Caller>, ApiError> {
+    if !config.asks_for_login() {
         return Ok(None);
     }
+    if let Some(key) = api_key(headers).filter(|_| !config.keys.is_empty()) {
+        return config
+            .find_key(key)
+            .map(|known| {
+                Some(Caller {
+                    name: known.name.clone(),
+                    waiting: known.waiting,
+                })
+            })
+            .ok_or_else(|| ApiError::http(401, "Invalid authentication credentials"));
+    }
+
     let given = headers
         .get(AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
@@ -59,29 +91,47 @@ pub(super) fn check(
     let text = String::from_utf8(bytes).map_err(|_| undecodable())?;
     let (user, password) = text.split_once(':').ok_or_else(undecodable)?;
     let mut right = Choice::from(0);
-    for (known_user, known_password) in logins {
+    for (known_user, known_password) in &config.logins {
         right |= user.as_bytes().ct_eq(known_user.as_bytes())
             & password.as_bytes().ct_eq(known_password.as_bytes());
     }
     if bool::from(right) {
-        Ok(Some(user.to_owned()))
+        Ok(Some(Caller {
+            name: user.to_owned(),
+            waiting: None,
+        }))
     } else {
         Err(ApiError::http(401, "Incorrect username or password"))
     }
 }
 
+/// What `X-API-Key` or a bearer token holds.
+fn api_key(headers: &HeaderMap) -> Option<&str> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    if let Some(key) = text("x-api-key") {
+        return Some(key);
+    }
+    let (scheme, token) = text("authorization")?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use actix_web::http::header::HeaderValue;
 
+    fn config(flags: &[&str]) -> ServerConfig {
+        Config::from_arguments(flags).expect("accepted").server
+    }
+
     fn answer(authorization: Option<&'static str>) -> String {
-        let logins = [("user".to_owned(), "pass".to_owned())];
+        let config = config(&["--api-auth", "user:pass"]);
         let mut headers = HeaderMap::new();
         if let Some(value) = authorization {
             headers.insert(AUTHORIZATION, HeaderValue::from_static(value));
         }
-        check(&logins, &headers).map_or_else(|error| error.to_string(), |_| "in".to_owned())
+        check(&config, &headers).map_or_else(|error| error.to_string(), |_| "in".to_owned())
     }
 
     #[test]
@@ -103,6 +153,6 @@ mod tests {
     fn an_open_server_takes_any_header() {
         let mut headers = HeaderMap::new();
         headers.insert(AUTHORIZATION, HeaderValue::from_static(""));
-        assert!(check(&[], &headers).is_ok());
+        assert!(check(&config(&[]), &headers).is_ok());
     }
 }

@@ -3,14 +3,17 @@
 //!
 //! Follows A1111 v1.10.1's HTTP surface. Handlers never compute: what takes time goes through the queue.
 
+mod body;
 mod client;
 mod cors;
 mod current_model;
 mod edge;
 mod extras;
 mod fallback;
+mod fetch;
 mod generation;
 mod health;
+mod host;
 mod internal;
 mod job_request;
 mod lists;
@@ -22,6 +25,7 @@ mod respond;
 mod routes;
 mod server_control;
 mod state;
+mod throttle;
 mod training;
 mod v1;
 
@@ -31,7 +35,7 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use crate::api::StyleBook;
+use crate::api::{PictureAccess, StyleBook};
 use crate::catalogue::Catalogue;
 use crate::config::{Config, Settings};
 use crate::jobs::{Engine, Jobs};
@@ -39,7 +43,9 @@ use crate::pipeline::PictureSaver;
 
 pub use current_model::CurrentModel;
 pub use edge::surround;
+pub use fetch::Fetcher;
 pub use routes::{Known, configure};
+pub use throttle::Throttle;
 pub use v1::Kept;
 
 /// Everything that handlers share.
@@ -52,10 +58,24 @@ pub struct Server {
     pub styles: Arc<dyn StyleBook>,
     /// The jobs that were submitted to `/v1/jobs`.
     pub kept: Kept,
+    /// Brings pictures from addresses.
+    pub fetcher: Fetcher,
+    /// Counts wrong logins.
+    pub throttle: Throttle,
     /// The first checkpoint is loaded, or was not asked for.
     pub ready: AtomicBool,
     pub saver: Arc<dyn PictureSaver>,
     /// Somebody asked the process to end.
     pub stop: Notify,
     pub started: Instant,
+}
+
+impl Server {
+    /// How pictures of requests are reached.
+    fn pictures(&self) -> PictureAccess<'_> {
+        PictureAccess {
+            fetcher: &self.fetcher,
+            max_pixels: self.config.limits.input_pixels,
+        }
+    }
 }

@@ -108,13 +108,10 @@ impl Routes<'_> {
     }
 }
 
-/// Largest body: pictures arrive as base64 text, and A1111 has no limit.
-const BODY_LIMIT_BYTES: usize = 1 << 30;
-
 /// Registers the routes that the server's flags ask for, and the shared state.
 pub fn configure(server: &Arc<Server>, config: &mut ServiceConfig) {
     config.app_data(web::Data::from(Arc::clone(server)));
-    config.app_data(web::PayloadConfig::new(BODY_LIMIT_BYTES));
+    config.app_data(web::PayloadConfig::new(server.config.limits.body_bytes));
     let mut routes = Routes {
         config,
         known: Known::default(),

@@ -75,6 +75,14 @@ impl Metadata {
 /// # Errors
 /// When the text is no base64 or its bytes are no picture.
 pub fn decode_base64(text: &str) -> Result<Decoded, DecodeError> {
+    decode_base64_within(text, MAX_PIXELS)
+}
+
+/// [`decode_base64`] with a limit of its own on width times height.
+///
+/// # Errors
+/// See [`decode_base64`].
+pub fn decode_base64_within(text: &str, max_pixels: u64) -> Result<Decoded, DecodeError> {
     let base64 = if text.starts_with("data:image/") {
         let after_type = text.split(';').nth(1);
         let after_comma = after_type.and_then(|part| part.split(',').nth(1));
@@ -82,7 +90,8 @@ pub fn decode_base64(text: &str) -> Result<Decoded, DecodeError> {
     } else {
         text
     };
-    decode(&base64_decode_lenient(base64).ok_or(DecodeError::Base64)?)
+    let bytes = base64_decode_lenient(base64).ok_or(DecodeError::Base64)?;
+    decode_within(&bytes, max_pixels)
 }
 
 /// Python's `base64.b64decode`: characters outside the alphabet are passed over, what follows the
@@ -128,21 +137,29 @@ pub fn base64_decode_lenient(text: &str) -> Option<Vec<u8>> {
 /// # Errors
 /// When the bytes are no picture in a known format, or one that is broken or too large.
 pub fn decode(bytes: &[u8]) -> Result<Decoded, DecodeError> {
+    decode_within(bytes, MAX_PIXELS)
+}
+
+/// [`decode`] with a limit of its own on width times height, looked at before anything is unpacked.
+///
+/// # Errors
+/// See [`DecodeError`].
+pub fn decode_within(bytes: &[u8], max_pixels: u64) -> Result<Decoded, DecodeError> {
     match image::guess_format(bytes).map_err(DecodeError::picture)? {
-        image::ImageFormat::Png => decode_png(bytes),
-        image::ImageFormat::Jpeg => decode_jpeg(bytes),
-        image::ImageFormat::WebP => decode_webp(bytes),
-        image::ImageFormat::Gif => decode_gif(bytes),
-        other => decode_other(bytes, other),
+        image::ImageFormat::Png => decode_png(bytes, max_pixels),
+        image::ImageFormat::Jpeg => decode_jpeg(bytes, max_pixels),
+        image::ImageFormat::WebP => decode_webp(bytes, max_pixels),
+        image::ImageFormat::Gif => decode_gif(bytes, max_pixels),
+        other => decode_other(bytes, other, max_pixels),
     }
 }
 
-fn decode_png(bytes: &[u8]) -> Result<Decoded, DecodeError> {
+fn decode_png(bytes: &[u8], max_pixels: u64) -> Result<Decoded, DecodeError> {
     let limits = png::Limits { bytes: usize::MAX };
     let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes), limits);
     decoder.set_transformations(png::Transformations::IDENTITY);
     let header = decoder.read_header_info().map_err(DecodeError::picture)?;
-    check_size(header.width, header.height)?;
+    check_size(header.width, header.height, max_pixels)?;
     let sixteen_bit_grey = (header.color_type, header.bit_depth)
         == (png::ColorType::Grayscale, png::BitDepth::Sixteen);
     decoder.set_transformations(if sixteen_bit_grey {
@@ -192,12 +209,12 @@ fn decode_png(bytes: &[u8]) -> Result<Decoded, DecodeError> {
     ))
 }
 
-fn decode_jpeg(bytes: &[u8]) -> Result<Decoded, DecodeError> {
+fn decode_jpeg(bytes: &[u8], max_pixels: u64) -> Result<Decoded, DecodeError> {
     if !jpeg_info::is_complete(bytes) {
         return Err(DecodeError::picture("image file is truncated"));
     }
     // libjpeg reports errors by unwinding, without a panic message.
-    let picture = catch_unwind(AssertUnwindSafe(|| read_jpeg(bytes)))
+    let picture = catch_unwind(AssertUnwindSafe(|| read_jpeg(bytes, max_pixels)))
         .map_err(|_| DecodeError::picture("libjpeg cannot read the picture"))??;
     let (block, comment) = jpeg_info::read(bytes);
     let facts = block.map(exif::read).unwrap_or_default();
@@ -208,11 +225,11 @@ fn decode_jpeg(bytes: &[u8]) -> Result<Decoded, DecodeError> {
     Ok(finish(picture, facts, None, items))
 }
 
-fn read_jpeg(bytes: &[u8]) -> Result<DynamicImage, DecodeError> {
+fn read_jpeg(bytes: &[u8], max_pixels: u64) -> Result<DynamicImage, DecodeError> {
     use mozjpeg::ColorSpace::{JCS_CMYK, JCS_GRAYSCALE, JCS_YCCK};
     let decoder = mozjpeg::Decompress::new_mem(bytes).map_err(DecodeError::picture)?;
     let (width, height) = (decoder.width() as u32, decoder.height() as u32);
-    check_size(width, height)?;
+    check_size(width, height, max_pixels)?;
     let source = decoder.color_space();
     let mut started = match source {
         JCS_GRAYSCALE => decoder.grayscale(),
@@ -243,10 +260,10 @@ fn rgb_of_inverted_cmyk(width: u32, height: u32, pixels: &[u8]) -> RgbImage {
     image_of(width, height, rgb.collect())
 }
 
-fn decode_webp(bytes: &[u8]) -> Result<Decoded, DecodeError> {
+fn decode_webp(bytes: &[u8], max_pixels: u64) -> Result<Decoded, DecodeError> {
     let features = webp::BitstreamFeatures::new(bytes)
         .ok_or_else(|| DecodeError::picture("libwebp cannot read the picture"))?;
-    check_size(features.width(), features.height())?;
+    check_size(features.width(), features.height(), max_pixels)?;
     let broken = || DecodeError::picture("libwebp cannot read the picture");
     let picture = if features.has_animation() {
         let frames = webp::AnimDecoder::new(bytes).decode();
@@ -290,8 +307,8 @@ fn webp_exif_chunk(webp: &[u8]) -> Option<&[u8]> {
     }
 }
 
-fn decode_gif(bytes: &[u8]) -> Result<Decoded, DecodeError> {
-    let Decoded { picture, .. } = decode_other(bytes, image::ImageFormat::Gif)?;
+fn decode_gif(bytes: &[u8], max_pixels: u64) -> Result<Decoded, DecodeError> {
+    let Decoded { picture, .. } = decode_other(bytes, image::ImageFormat::Gif, max_pixels)?;
     let (version, comment) = gif_info::read(bytes);
     let mut items = Map::new();
     let entries = [("version", version), ("comment", comment.clone())];
@@ -304,10 +321,14 @@ fn decode_gif(bytes: &[u8]) -> Result<Decoded, DecodeError> {
     Ok(finish(picture, exif::ExifFacts::default(), comment, items))
 }
 
-fn decode_other(bytes: &[u8], format: image::ImageFormat) -> Result<Decoded, DecodeError> {
+fn decode_other(
+    bytes: &[u8],
+    format: image::ImageFormat,
+    max_pixels: u64,
+) -> Result<Decoded, DecodeError> {
     let reader = || image::ImageReader::with_format(Cursor::new(bytes), format);
     let (width, height) = reader().into_dimensions().map_err(DecodeError::picture)?;
-    check_size(width, height)?;
+    check_size(width, height, max_pixels)?;
     let mut decoder = reader().into_decoder().map_err(DecodeError::picture)?;
     let orientation = image::ImageDecoder::orientation(&mut decoder).ok();
     let picture = DynamicImage::from_decoder(decoder).map_err(DecodeError::picture)?;
@@ -333,8 +354,8 @@ fn finish(
     }
 }
 
-fn check_size(width_px: u32, height_px: u32) -> Result<(), DecodeError> {
-    if u64::from(width_px) * u64::from(height_px) > MAX_PIXELS {
+fn check_size(width_px: u32, height_px: u32, max_pixels: u64) -> Result<(), DecodeError> {
+    if u64::from(width_px) * u64::from(height_px) > max_pixels {
         return Err(DecodeError::TooLarge {
             width_px,
             height_px,

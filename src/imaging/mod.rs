@@ -31,7 +31,10 @@ mod golden_tests;
 
 pub use color_correction::ColorReference;
 pub use composite::{alpha_composite, blend, crop, flatten, parse_colour, paste};
-pub use decode::{DecodeError, Decoded, Metadata, base64_decode_lenient, decode, decode_base64};
+pub use decode::{
+    DecodeError, Decoded, Metadata, base64_decode_lenient, decode, decode_base64,
+    decode_base64_within, decode_within,
+};
 pub use encode::{
     EncodeError, ImageFormat, encode_jpeg, encode_png, encode_png_with_compression, encode_webp,
 };

@@ -44,6 +44,8 @@ pub struct Ticket {
     pub task: Option<String>,
     /// Who asks: jobs are shared out between these names.
     pub client: String,
+    /// How many jobs of this client may wait, if fewer than of any client.
+    pub waiting_limit: Option<usize>,
 }
 
 /// What bounds the queue.
@@ -402,7 +404,7 @@ impl Jobs {
             return Err(JobError::ShuttingDown);
         }
         if bounded {
-            let admitted = self.shared.limits.admit(&queue.waiting, &ticket.client);
+            let admitted = self.shared.limits.admit(&queue.waiting, &ticket);
             admitted.inspect_err(|_| self.shared.meter.refused())?;
         }
         let number = queue.next_number;
@@ -432,7 +434,7 @@ impl Ticket {
 }
 
 impl QueueLimits {
-    fn admit(&self, waiting: &VecDeque<Entry>, client: &str) -> Result<(), JobError> {
+    fn admit(&self, waiting: &VecDeque<Entry>, ticket: &Ticket) -> Result<(), JobError> {
         if waiting.len() >= self.waiting {
             return Err(JobError::QueueFull {
                 waiting: waiting.len(),
@@ -440,9 +442,10 @@ impl QueueLimits {
         }
         let own = waiting
             .iter()
-            .filter(|entry| entry.ticket.client == client)
+            .filter(|entry| entry.ticket.client == ticket.client)
             .count();
-        if own >= self.waiting_per_client {
+        let limit = ticket.waiting_limit.unwrap_or(usize::MAX);
+        if own >= self.waiting_per_client.min(limit) {
             return Err(JobError::ClientFull { waiting: own });
         }
         Ok(())
@@ -624,7 +627,7 @@ mod tests {
         Ticket {
             job: Some("scripts_txt2img"),
             task: Some(task.to_owned()),
-            client: String::new(),
+            ..Ticket::default()
         }
     }
 

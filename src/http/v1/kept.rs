@@ -82,7 +82,7 @@ impl Kept {
                 continue;
             }
             tracing::info!(job = record.id, "taken up again");
-            if let Err(error) = enqueue(server, &record, false) {
+            if let Err(error) = enqueue(server, &record, false, None) {
                 tracing::error!(job = record.id, %error, "not taken up again");
             }
         }
@@ -94,6 +94,7 @@ impl Kept {
 pub(super) struct Submission {
     pub kind: String,
     pub client: String,
+    pub waiting_limit: Option<usize>,
     pub content_type: Option<String>,
     pub idempotency_key: Option<String>,
     pub body: web::Bytes,
@@ -156,7 +157,7 @@ pub(super) fn submit(
         }
         Inserted::Repeated(known) => Ok((*known, true)),
         Inserted::New => {
-            if let Err(error) = enqueue(server, &record, true) {
+            if let Err(error) = enqueue(server, &record, true, submission.waiting_limit) {
                 forget(server, &record.id);
                 return Err(error);
             }
@@ -175,13 +176,19 @@ fn kept_body(content_type: Option<&str>, options: &Map<String, Value>, body: &[u
     bytes
 }
 
-fn enqueue(server: &web::Data<Server>, record: &Record, bounded: bool) -> Result<(), ApiError> {
+fn enqueue(
+    server: &web::Data<Server>,
+    record: &Record,
+    bounded: bool,
+    waiting_limit: Option<usize>,
+) -> Result<(), ApiError> {
     let kind = RequestKind::named(&record.kind)
         .ok_or_else(|| ApiError::http(404, format!("There is no kind of job {}", record.kind)))?;
     let ticket = Ticket {
         job: Some(kind.job()),
         task: Some(record.id.clone()),
         client: record.client.clone(),
+        waiting_limit,
     };
     let (server_of_job, id) = (server.clone(), record.id.clone());
     let work = move |board: &Board| carry_out(&server_of_job, kind, &id, board);

@@ -15,7 +15,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::{Value, json};
 
 use super::Server;
-use super::client::client_of;
+use super::client::{client_of, waiting_limit_of};
 use super::quirks::content_type;
 use super::respond::{Answer, json as json_answer};
 use crate::api::ApiError;
@@ -34,6 +34,7 @@ pub(super) async fn submit(
     let submission = kept::Submission {
         kind: kind.into_inner(),
         client: client_of(&request),
+        waiting_limit: waiting_limit_of(&request),
         content_type: content_type(&request).map(str::to_owned),
         idempotency_key: header(&request, "idempotency-key"),
         body: bytes,
