@@ -16,6 +16,7 @@ mod init_image;
 mod jpeg_info;
 mod lab;
 mod latent_resize;
+mod legend;
 mod mask;
 mod mask_blur;
 mod overlay;
@@ -24,6 +25,7 @@ mod png_text;
 mod resample;
 mod resize_mode;
 mod soft_inpainting;
+mod tiles;
 mod upscale;
 
 #[cfg(test)]
@@ -41,6 +43,7 @@ pub use encode::{
 pub use grid::{GridRows, grid_shape, image_grid};
 pub use init_image::{InitImageOptions, PreparedInitImage, prepare_init_image};
 pub use latent_resize::{LATENT_UPSCALE_MODES, LatentFilter, latent_filter, resize_latent};
+pub use legend::{Legend, LegendColours, Title, with_legend};
 pub use mask::{
     MaskOptions, PreparedMask, Region, expand_region, invert_mask, latent_mask, mask_of_picture,
     masked_region, prepare_mask, resize_mask, to_grey,
@@ -53,4 +56,5 @@ pub use pixels::{
 pub use resample::{Filter, resize, resize_grey, resize_rgb};
 pub use resize_mode::{ResizeMode, resize_image};
 pub use soft_inpainting::{SoftBlend, SoftOverlay};
+pub use tiles::TileGrid;
 pub use upscale::{Cause, Upscaler, upscale, upscale_tiled, upscaled_side};

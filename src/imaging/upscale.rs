@@ -2,8 +2,8 @@
 
 use image::{DynamicImage, RgbImage};
 
-use super::composite::{crop, mix, paste};
 use super::resample::{Filter, resize};
+use super::tiles::TileGrid;
 use super::to_rgb;
 
 /// The cause of a failure in an upscaler's network.
@@ -75,9 +75,7 @@ pub fn upscale(
 }
 
 /// Runs a network over overlapping square tiles and joins what comes out, as A1111 does for the ESRGAN
-/// family: 8-bit tiles, joined along linear ramps, first within rows, then the rows. `tile` 0 runs the
-/// network once on the whole picture. A picture smaller than a tile gets the original's dark edge, since
-/// the ramp then fades in from black.
+/// family. `tile` 0 runs the network once on the whole picture.
 ///
 /// # Errors
 /// When the network fails.
@@ -90,103 +88,12 @@ pub fn upscale_tiled(
     if tile == 0 {
         return network(picture);
     }
-    let (columns, rows) = (
-        tile_positions(picture.width(), tile, overlap),
-        tile_positions(picture.height(), tile, overlap),
-    );
-    let mut factor = None;
-    let mut strips = Vec::with_capacity(rows.len());
-    for &y in &rows {
-        let mut tiles = Vec::with_capacity(columns.len());
-        for &x in &columns {
-            let larger = network(&crop(picture, x, y, tile, tile))?;
-            factor.get_or_insert(larger.width() / tile);
-            tiles.push((x, larger));
-        }
-        strips.push((y, tiles));
-    }
-    let factor = factor.unwrap_or(1).max(1);
-    let (width, height) = (picture.width() * factor, picture.height() * factor);
-    let ramp = ramp(overlap * factor);
-    let mut joined = RgbImage::new(width, height);
-    for (y, tiles) in strips {
-        let mut strip = RgbImage::new(width, tile * factor);
-        for (x, larger) in tiles {
-            paste_with_ramp(
-                &mut strip,
-                &larger,
-                x * i64::from(factor),
-                0,
-                &ramp,
-                Axis::X,
-                x == 0,
-            );
-        }
-        paste_with_ramp(
-            &mut joined,
-            &strip,
-            0,
-            y * i64::from(factor),
-            &ramp,
-            Axis::Y,
-            y == 0,
-        );
-    }
-    Ok(joined)
-}
-
-/// Where the tiles of one axis begin; negative where the picture is shorter than a tile.
-fn tile_positions(side: u32, tile: u32, overlap: u32) -> Vec<i64> {
-    let stride = f64::from(tile.saturating_sub(overlap).max(1));
-    let count = ((f64::from(side) - f64::from(overlap)) / stride)
-        .ceil()
-        .max(1.0) as u32;
-    let room = i64::from(side) - i64::from(tile);
-    let step = if count > 1 {
-        room as f64 / f64::from(count - 1)
-    } else {
-        0.0
-    };
-    let position = |index: u32| ((f64::from(index) * step) as i64).min(room);
-    (0..count).map(position).collect()
-}
-
-/// The mask over the first `length` lines of a tile, 0 to just under 255.
-fn ramp(length: u32) -> Vec<u8> {
-    let level = |at: u32| (f64::from(at) * 255.0 / f64::from(length)) as u8;
-    (0..length).map(level).collect()
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Axis {
-    X,
-    Y,
-}
-
-/// Pastes a tile, its first lines along `axis` through the ramp unless it is the first of its line.
-fn paste_with_ramp(
-    canvas: &mut RgbImage,
-    tile: &RgbImage,
-    left: i64,
-    top: i64,
-    ramp: &[u8],
-    axis: Axis,
-    first: bool,
-) {
-    if first || ramp.is_empty() {
-        paste(canvas, tile, left, top);
-        return;
-    }
-    let under = crop(canvas, left, top, tile.width(), tile.height());
-    let mut mixed = tile.clone();
-    for (x, y, pixel) in mixed.enumerate_pixels_mut() {
-        let along = if axis == Axis::X { x } else { y };
-        if let Some(&level) = ramp.get(along as usize) {
-            let below = under.get_pixel(x, y).0;
-            for (sample, below) in pixel.0.iter_mut().zip(below) {
-                *sample = mix(*sample, below, level);
-            }
-        }
-    }
-    paste(canvas, &mixed, left, top);
+    let grid = TileGrid::new(picture.dimensions(), (tile, tile), overlap);
+    let larger = grid
+        .split(picture)
+        .iter()
+        .map(&mut network)
+        .collect::<Result<Vec<_>, _>>()?;
+    let factor = larger.first().map_or(1, |first| first.width() / tile);
+    Ok(grid.join(&larger, factor.max(1)))
 }
