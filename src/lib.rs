@@ -19,3 +19,4 @@ pub mod rng;
 pub mod runtime;
 pub mod sampling;
 pub mod saving;
+pub mod scripts;

@@ -10,6 +10,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         &[
             "api",
             "jobs",
+            "scripts",
             "pipeline",
             "infotext",
             "imaging",
@@ -21,6 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "api",
         &[
             "jobs",
+            "scripts",
             "pipeline",
             "infotext",
             "imaging",
@@ -28,7 +30,13 @@ const ROOMS: &[(&str, &[&str])] = &[
             "config",
         ],
     ),
-    ("jobs", &["pipeline", "sampling", "config"]),
+    ("jobs", &["scripts", "pipeline", "sampling", "config"]),
+    (
+        "scripts",
+        &[
+            "pipeline", "sampling", "prompt", "infotext", "rng", "imaging", "config",
+        ],
+    ),
     (
         "models",
         &[

@@ -112,6 +112,7 @@ impl From<GenerateError> for ApiError {
                 "Exception"
             }
             GenerateError::UnknownSampler { .. } => "AssertionError",
+            GenerateError::Raised { class, .. } => *class,
             GenerateError::Unsupported(_) => "NotImplementedError",
             GenerateError::Save(_) => "OSError",
             GenerateError::NotANumber { .. } => "NansException",

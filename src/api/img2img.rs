@@ -66,6 +66,7 @@ fn img2img(body: &Body, options: &Options) -> Img2ImgParams {
         initial_noise_multiplier: body
             .float("initial_noise_multiplier")
             .or_else(|| Some(options.f64("initial_noise_multiplier"))),
+        color_source: None,
     }
 }
 

@@ -10,7 +10,7 @@ use crate::pipeline::GenerationResult;
 #[must_use]
 pub(super) fn info_text(result: &GenerationResult, body: &Body) -> String {
     // The default 0 is no float in A1111, and typed clients tell `0` from `0.0`.
-    let strength = if body.sent("subseed_strength") {
+    let strength = if body.sent("subseed_strength") || result.subseed_strength != 0.0 {
         json!(result.subseed_strength)
     } else {
         body.value("subseed_strength").clone()
@@ -19,7 +19,6 @@ pub(super) fn info_text(result: &GenerationResult, body: &Body) -> String {
         Some((name, hash)) => (json!(name), json!(hash)),
         None => (Value::Null, Value::Null),
     };
-    let first = |values: &[i64]| values.first().copied().unwrap_or(-1);
     let first_text = |values: &[String]| values.first().cloned().unwrap_or_default();
     let mut info = Map::new();
     let mut put = |key: &str, value: Value| info.insert(key.to_owned(), value);
@@ -30,9 +29,9 @@ pub(super) fn info_text(result: &GenerationResult, body: &Body) -> String {
         json!(first_text(&result.all_negative_prompts)),
     );
     put("all_negative_prompts", json!(result.all_negative_prompts));
-    put("seed", json!(first(&result.all_seeds)));
+    put("seed", json!(result.seed));
     put("all_seeds", json!(result.all_seeds));
-    put("subseed", json!(first(&result.all_subseeds)));
+    put("subseed", json!(result.subseed));
     put("all_subseeds", json!(result.all_subseeds));
     put("subseed_strength", strength);
     put("width", json!(result.width_px));

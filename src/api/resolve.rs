@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{ApiError, Body, PictureAccess};
 use crate::config::{Options, Settings};
-use crate::pipeline::{GenerationParams, NoiseGenerator, PictureSaver, Saving};
+use crate::pipeline::{GenerationParams, PictureLists, PictureSaver, Saving, noise_source};
 
 /// Knows the aliases of checkpoints.
 pub trait CheckpointNames: Send + Sync {
@@ -161,12 +161,16 @@ pub(super) fn common_params(
         img2img: None,
         soft_inpainting: None,
         save_images: body.bool("save_images"),
+        makes_grid: body.bool("save_images"),
         send_images: body.bool("send_images"),
         saving: saving(body, context),
-        noise_generator: noise_generator(&options, context.noise_on_cpu),
         token_merging_overridden: body
             .object("override_settings")
             .is_some_and(|overrides| overrides.contains_key("token_merging_ratio")),
+        noise_generator: noise_source(&options, context.noise_on_cpu),
+        noise_on_cpu: context.noise_on_cpu,
+        lists: PictureLists::default(),
+        first_entries: Map::new(),
         options: Arc::new(options),
     })
 }
@@ -226,14 +230,6 @@ fn overridden_options(
         ignored.extend(Settings::apply_overrides(&mut options, overrides));
     }
     options
-}
-
-fn noise_generator(options: &Options, noise_on_cpu: bool) -> NoiseGenerator {
-    match options.text("randn_source") {
-        "CPU" => NoiseGenerator::Cpu,
-        "GPU" if noise_on_cpu => NoiseGenerator::Cpu,
-        _ => NoiseGenerator::Nv,
-    }
 }
 
 /// A1111 fails with a TypeError where a number or text that it needs is null.

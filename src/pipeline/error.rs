@@ -16,6 +16,9 @@ pub enum GenerateError {
     /// A value that no picture can be made with, for example a width of 0.
     #[error("{0}")]
     InvalidValue(String),
+    /// What a script of A1111's raises, with its exception's class.
+    #[error("{text}")]
+    Raised { class: &'static str, text: String },
     /// Something A1111 can do and this server cannot.
     #[error("{0}")]
     Unsupported(String),

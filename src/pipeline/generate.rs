@@ -22,7 +22,7 @@ use crate::sampling::{
 use super::conditions::BatchConditioning;
 use super::hires::{self, HiresPass};
 use super::init_images::{self, InitState};
-use super::job_text::{ExtraParams, JobText};
+use super::job_text::{ExtraParams, InfotextDraft, JobText};
 use super::pass::{self, Pass};
 use super::prompts::{BatchPrompts, JobPrompts};
 use super::saving::save_init_images;
@@ -138,11 +138,15 @@ impl<'a> Job<'a> {
                 name: name.to_owned(),
             });
         }
-        let choice = |seed: Option<i64>| seed.map_or(SeedChoice::Random, SeedChoice::Fixed);
+        let choice = |listed: &[i64], seed: Option<i64>| match (listed, seed) {
+            ([], None) => SeedChoice::Random,
+            ([], Some(seed)) => SeedChoice::Fixed(seed),
+            (listed, _) => SeedChoice::List(listed.to_vec()),
+        };
         let seeds = job_seeds(
             &SeedOptions {
-                seed: choice(params.seed),
-                subseed: choice(params.subseed),
+                seed: choice(&params.lists.seeds, params.seed),
+                subseed: choice(&params.lists.subseeds, params.subseed),
                 subseed_strength: params.subseed_strength,
                 picture_count: params.batch_size * params.batch_count,
             },
@@ -158,7 +162,7 @@ impl<'a> Job<'a> {
             batch_size: params.batch_size,
             size_px,
             hires,
-            extra: ExtraParams::default(),
+            extra: ExtraParams::starting_with(&params.first_entries),
             init_image_hash: None,
             comments: Vec::new(),
         })
@@ -589,9 +593,13 @@ impl<'a> Job<'a> {
     }
 
     pub(super) fn write_text(&self, text: &JobText<'_>, image: usize) -> String {
+        self.draft_text(text, image).write()
+    }
+
+    fn draft_text(&self, text: &JobText<'_>, image: usize) -> InfotextDraft {
         let of = |list: &[i64]| list.get(image).copied().unwrap_or_default();
         let prompt = |list: &[String]| list.get(image).cloned().unwrap_or_default();
-        text.write(
+        text.draft(
             image,
             &prompt(&self.prompts.positive),
             &prompt(&self.prompts.negative),
@@ -749,7 +757,7 @@ impl<'a> Job<'a> {
         let text = self.job_text(model, label);
         let mut index_of_first_image = 0;
         let (returns, saves) = (options.bool("return_grid"), options.bool("grid_save"));
-        let makes_grid = params.save_images
+        let makes_grid = params.makes_grid
             && (returns || saves)
             && (images.len() > 1 || !options.bool("grid_only_if_multiple"));
         if makes_grid && !images.is_empty() {
@@ -779,7 +787,11 @@ impl<'a> Job<'a> {
         if infotexts.is_empty() {
             infotexts.push(self.write_text(&text, 0));
         }
+        let first = |list: &[i64]| list.first().copied().unwrap_or(-1);
         Ok(GenerationResult {
+            first_text: self.draft_text(&text, 0),
+            seed: first(&self.seeds.seeds),
+            subseed: first(&self.seeds.subseeds),
             images,
             all_prompts: self.prompts.positive,
             all_negative_prompts: self.prompts.negative,

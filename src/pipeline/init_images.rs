@@ -113,10 +113,7 @@ impl InitState {
                 .iter()
                 .filter_map(|it| it.overlay_source.clone())
                 .collect(),
-            color_references: pictures
-                .into_iter()
-                .filter_map(|it| it.color_reference)
-                .collect(),
+            color_references: color_references(img2img, pictures),
         })
     }
 
@@ -133,6 +130,21 @@ impl InitState {
     /// The colours that picture `index` of a batch is brought back to.
     pub(super) fn color_reference(&self, index: usize) -> Option<&ColorReference> {
         of_batch(&self.color_references, index)
+    }
+}
+
+/// The colours of the prepared pictures, or of the one that a script names.
+fn color_references(
+    img2img: &Img2ImgParams,
+    pictures: Vec<PreparedInitImage>,
+) -> Vec<ColorReference> {
+    let own: Vec<ColorReference> = pictures
+        .into_iter()
+        .filter_map(|it| it.color_reference)
+        .collect();
+    match &img2img.color_source {
+        Some(source) if !own.is_empty() => vec![ColorReference::of(&source.to_rgb8())],
+        _ => own,
     }
 }
 

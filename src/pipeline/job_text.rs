@@ -31,6 +31,14 @@ impl ExtraParams {
         self.0.insert(key.to_owned(), Extra::PerImage(values));
     }
 
+    /// Entries of a script, before all others.
+    pub(super) fn starting_with(entries: &Map<String, Value>) -> Self {
+        let entries = entries
+            .iter()
+            .map(|(key, value)| (key.clone(), Extra::Fixed(value.clone())));
+        Self(entries.collect())
+    }
+
     fn value(&self, key: &str, image: usize) -> Value {
         match self.0.get(key) {
             None => Value::Null,
@@ -68,28 +76,60 @@ pub(super) struct JobText<'a> {
     pub(super) init_image_hash: Option<String>,
 }
 
+/// An infotext to which entries may be added.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct InfotextDraft {
+    pub prompt: String,
+    pub negative_prompt: String,
+    /// In their order; null ones are not written.
+    pub entries: Vec<(String, Value)>,
+    /// What stands behind all others: the version.
+    pub last: Vec<(String, Value)>,
+}
+
+impl InfotextDraft {
+    /// Adds an entry, or changes it where it stands.
+    pub fn set(&mut self, key: &str, value: impl Into<Value>) {
+        let value = value.into();
+        match self.entries.iter_mut().find(|(known, _)| known == key) {
+            Some(entry) => entry.1 = value,
+            None => self.entries.push((key.to_owned(), value)),
+        }
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn write(&self) -> String {
+        let pairs: Vec<(String, Value)> = self.entries.iter().chain(&self.last).cloned().collect();
+        crate::infotext::write(&self.prompt, &self.negative_prompt, &pairs)
+    }
+}
+
 impl JobText<'_> {
     /// The infotext of picture `image` of the job.
-    pub(super) fn write(
+    pub(super) fn draft(
         &self,
         image: usize,
         prompt: &str,
         negative_prompt: &str,
         seeds: (i64, i64),
         extra: &ExtraParams,
-    ) -> String {
-        let mut pairs = self.base_pairs(image, seeds, extra);
+    ) -> InfotextDraft {
+        let mut draft = InfotextDraft {
+            prompt: prompt.to_owned(),
+            negative_prompt: negative_prompt.to_owned(),
+            entries: self.base_pairs(image, seeds, extra),
+            last: Vec::new(),
+        };
         for key in extra.0.keys() {
-            let value = extra.value(key, image);
-            match pairs.iter_mut().find(|(known, _)| known == key) {
-                Some(pair) => pair.1 = value,
-                None => pairs.push((key.clone(), value)),
-            }
+            draft.set(key, extra.value(key, image));
         }
         if self.params.options.bool("add_version_to_infotext") {
-            pairs.push(("Version".to_owned(), json!(super::A1111_VERSION)));
+            draft
+                .last
+                .push(("Version".to_owned(), json!(super::A1111_VERSION)));
         }
-        crate::infotext::write(prompt, negative_prompt, &pairs)
+        draft
     }
 
     fn base_pairs(

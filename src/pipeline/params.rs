@@ -9,6 +9,8 @@ pub use crate::rng::NoiseGenerator;
 
 pub use crate::conditioning::Emphasis;
 
+pub use super::job_text::InfotextDraft;
+
 /// Everything one txt2img or img2img job needs. Field names follow the domain; the wire names are
 /// in `api`.
 #[derive(Debug, Clone)]
@@ -51,8 +53,10 @@ pub struct GenerationParams {
     pub hires: Option<HiresParams>,
     pub img2img: Option<Img2ImgParams>,
     pub soft_inpainting: Option<SoftInpaintingParams>,
-    /// Whether a grid may be made and files saved (`save_images`).
+    /// Whether files are saved (`save_images`).
     pub save_images: bool,
+    /// Whether a grid of the job's pictures may be made.
+    pub makes_grid: bool,
     pub send_images: bool,
     /// Where pictures are written, if they are.
     pub saving: super::Saving,
@@ -60,8 +64,51 @@ pub struct GenerationParams {
     pub noise_generator: NoiseGenerator,
     /// Whether the request's own `override_settings` name `token_merging_ratio`.
     pub token_merging_overridden: bool,
+    /// The noise source `GPU` means the CPU generator (`--use-cpu all`).
+    pub noise_on_cpu: bool,
+    /// Prompts and seeds picture by picture, where a script sets them.
+    pub lists: PictureLists,
+    /// Infotext entries that stand before all others of the job, as a script sets them.
+    pub first_entries: serde_json::Map<String, serde_json::Value>,
     /// Every option of A1111's settings as it stands for this job, overrides applied.
     pub options: Arc<crate::config::Options>,
+}
+
+impl GenerationParams {
+    /// Changes one option of this job, as `override_settings` does.
+    pub fn override_option(&mut self, key: &str, value: serde_json::Value) {
+        Arc::make_mut(&mut self.options).set(key, value);
+        if key == "randn_source" {
+            self.noise_generator = noise_source(&self.options, self.noise_on_cpu);
+        }
+        if key == "token_merging_ratio" {
+            self.token_merging_overridden = true;
+        }
+    }
+}
+
+/// The noise source that the option `randn_source` names.
+#[must_use]
+pub fn noise_source(options: &crate::config::Options, noise_on_cpu: bool) -> NoiseGenerator {
+    match options.text("randn_source") {
+        "CPU" => NoiseGenerator::Cpu,
+        "GPU" if noise_on_cpu => NoiseGenerator::Cpu,
+        _ => NoiseGenerator::Nv,
+    }
+}
+
+/// What a script decides picture by picture. An empty list leaves the job's own value in force.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PictureLists {
+    pub prompts: Vec<String>,
+    pub negative_prompts: Vec<String>,
+    /// The second pass's.
+    pub hires_prompts: Vec<String>,
+    pub hires_negative_prompts: Vec<String>,
+    pub seeds: Vec<i64>,
+    pub subseeds: Vec<i64>,
+    /// Styles are merged into the prompts already and comments are cut.
+    pub finished: bool,
 }
 
 /// The second pass of txt2img.
@@ -99,6 +146,9 @@ pub struct Img2ImgParams {
     pub only_masked_padding: i64,
     pub invert_mask: bool,
     pub initial_noise_multiplier: Option<f64>,
+    /// The picture whose colours results are brought back to (`img2img_color_correction`), where it is
+    /// not the init image.
+    pub color_source: Option<Picture>,
 }
 
 /// Arguments of the built-in script Soft Inpainting, as sent: the infotext shows `1` and `1.0` as
@@ -136,6 +186,9 @@ pub struct GenerationResult {
     pub all_negative_prompts: Vec<String>,
     pub all_seeds: Vec<i64>,
     pub all_subseeds: Vec<i64>,
+    /// The job's seed and subseed as `info` shows them; scripts leave a subseed of -1.
+    pub seed: i64,
+    pub subseed: i64,
     pub subseed_strength: f64,
     pub width_px: usize,
     pub height_px: usize,
@@ -161,6 +214,8 @@ pub struct GenerationResult {
     pub clip_skip: i64,
     pub is_using_inpainting_conditioning: bool,
     pub version: String,
+    /// The infotext of the job's first picture, for pictures that are made of several.
+    pub first_text: InfotextDraft,
     /// Warnings for the log or the answer's comments.
     pub comments: Vec<String>,
 }

@@ -18,34 +18,79 @@ pub(super) struct JobPrompts {
 
 impl JobPrompts {
     pub(super) fn new(params: &GenerationParams) -> Self {
-        let count = params.batch_size * params.batch_count;
-        let finish = |prompt: &str, style: fn(&(String, String)) -> &str| {
-            let styled = apply_styles(prompt, params.style_texts.iter().map(style));
-            let text = if params.options.bool("enable_prompt_comments") {
-                strip_comments(&styled)
-            } else {
-                styled
-            };
-            vec![text; count]
-        };
-        let positive = |prompt: &str| finish(prompt, |style| &style.0);
-        let negative = |prompt: &str| finish(prompt, |style| &style.1);
-        let or_main =
-            |prompt: &str, main: &str| if prompt.is_empty() { main } else { prompt }.to_owned();
+        let positive = |listed: &[String], prompt: &str| finish(params, listed, prompt, |it| &it.0);
+        let negative = |listed: &[String], prompt: &str| finish(params, listed, prompt, |it| &it.1);
+        let lists = &params.lists;
         let (hires_positive, hires_negative) = match &params.hires {
             None => (Vec::new(), Vec::new()),
-            Some(hires) => (
-                positive(&or_main(&hires.prompt, &params.prompt)),
-                negative(&or_main(&hires.negative_prompt, &params.negative_prompt)),
-            ),
+            Some(hires) => {
+                let second_pass = |own: &str, listed: &'_ [String], main: &'_ [String]| {
+                    if own.is_empty() && listed.is_empty() {
+                        main.to_vec()
+                    } else {
+                        listed.to_vec()
+                    }
+                };
+                let or_main = |prompt: &str, main: &str| {
+                    if prompt.is_empty() { main } else { prompt }.to_owned()
+                };
+                (
+                    positive(
+                        &second_pass(&hires.prompt, &lists.hires_prompts, &lists.prompts),
+                        &or_main(&hires.prompt, &params.prompt),
+                    ),
+                    negative(
+                        &second_pass(
+                            &hires.negative_prompt,
+                            &lists.hires_negative_prompts,
+                            &lists.negative_prompts,
+                        ),
+                        &or_main(&hires.negative_prompt, &params.negative_prompt),
+                    ),
+                )
+            }
         };
         Self {
-            positive: positive(&params.prompt),
-            negative: negative(&params.negative_prompt),
+            positive: positive(&lists.prompts, &params.prompt),
+            negative: negative(&lists.negative_prompts, &params.negative_prompt),
             hires_positive,
             hires_negative,
         }
     }
+}
+
+/// One finished prompt a picture: those listed, or the same for all.
+fn finish(
+    params: &GenerationParams,
+    listed: &[String],
+    prompt: &str,
+    style: fn(&(String, String)) -> &str,
+) -> Vec<String> {
+    if params.lists.finished && !listed.is_empty() {
+        return listed.to_vec();
+    }
+    let finished = |prompt: &str| {
+        let styled = apply_styles(prompt, params.style_texts.iter().map(style));
+        if params.options.bool("enable_prompt_comments") {
+            strip_comments(&styled)
+        } else {
+            styled
+        }
+    };
+    if listed.is_empty() {
+        // A list of one kind of prompt says how many pictures there are.
+        let count = match params
+            .lists
+            .prompts
+            .len()
+            .max(params.lists.negative_prompts.len())
+        {
+            0 => params.batch_size * params.batch_count,
+            count => count,
+        };
+        return vec![finished(prompt); count];
+    }
+    listed.iter().map(|prompt| finished(prompt)).collect()
 }
 
 /// The prompts of one batch without their tags, and the networks that the first of them asks for.

@@ -1,0 +1,110 @@
+//! The selectable scripts of txt2img and img2img: X/Y/Z plot, prompt matrix, loopback and the others.
+//! May use the pipeline and what is below it.
+//!
+//! Follows AUTOMATIC1111 v1.10.1. A script is a loop over the pipeline with changed parameters; it is
+//! found by its title in [`SCRIPTS`]. Left out: `Custom code`, which is Python.
+
+mod arguments;
+mod job;
+mod loopback;
+mod prompt_matrix;
+mod prompts_from_file;
+mod sd_upscale;
+mod shell_words;
+mod xyz;
+
+use std::fmt;
+
+use crate::pipeline::{
+    GenerateError, GenerationParams, GenerationResult, JobControl, ModelProvider,
+};
+
+pub use arguments::Arguments;
+pub use xyz::axis_labels;
+
+use job::ScriptJob;
+
+/// The page of A1111's that a request stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tab {
+    Txt2Img,
+    Img2Img,
+}
+
+/// One selectable script.
+pub trait Script: Sync {
+    /// A1111's title, which requests name in any letter case.
+    fn title(&self) -> &'static str;
+
+    /// Whether the script is one of this page.
+    fn serves(&self, tab: Tab) -> bool;
+
+    /// Carries out the whole job.
+    ///
+    /// # Errors
+    /// What the pipeline answers, or that an argument is of no use.
+    fn run(&self, job: ScriptJob<'_>) -> Result<GenerationResult, GenerateError>;
+}
+
+impl fmt::Debug for dyn Script {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.title())
+    }
+}
+
+/// Every script, in the order in which A1111 lists them.
+pub static SCRIPTS: [&dyn Script; 5] = [
+    &loopback::Loopback,
+    &prompt_matrix::PromptMatrix,
+    &prompts_from_file::PromptsFromFile,
+    &sd_upscale::SdUpscale,
+    &xyz::XyzPlot,
+];
+
+/// The script of this title on this page.
+#[must_use]
+pub fn find_script(title: &str, tab: Tab) -> Option<&'static dyn Script> {
+    let title = title.to_lowercase();
+    SCRIPTS
+        .iter()
+        .copied()
+        .find(|script| script.serves(tab) && script.title().to_lowercase() == title)
+}
+
+/// Name, prompt and negative prompt of a style.
+pub type StyleTexts = (String, String, String);
+
+/// What scripts look up by name besides the models.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    pub styles: Vec<StyleTexts>,
+    /// Names of the upscalers in the order in which the server lists them.
+    pub upscalers: Vec<String>,
+}
+
+/// A script that a request asks for.
+#[derive(Debug, Clone)]
+pub struct ScriptCall {
+    pub script: &'static dyn Script,
+    pub tab: Tab,
+    pub arguments: Arguments,
+    pub surroundings: Surroundings,
+}
+
+/// Carries out a script in the place of the plain job that `params` describe.
+///
+/// # Errors
+/// See [`Script::run`].
+pub fn run_script(
+    call: &ScriptCall,
+    params: &GenerationParams,
+    models: &dyn ModelProvider,
+    control: &dyn JobControl,
+) -> Result<GenerationResult, GenerateError> {
+    call.script.run(ScriptJob {
+        params: params.clone(),
+        call,
+        models,
+        control,
+    })
+}
