@@ -29,6 +29,7 @@ use crate::runtime::{
     ExecutionProvider, LibrarySearch, Runtime, RuntimeError, RuntimeOptions, find_library,
 };
 use crate::saving::{FileSaver, NameRules};
+use crate::scripts::{ScriptCall, run_script};
 
 /// Why the server cannot start; each message is one sentence with the way out.
 #[derive(Debug, thiserror::Error)]
@@ -458,6 +459,15 @@ impl Engine for Pipeline {
         control: &dyn JobControl,
     ) -> Result<GenerationResult, GenerateError> {
         generate(params, &self.provider, control)
+    }
+
+    fn run_script(
+        &self,
+        script: &ScriptCall,
+        params: &GenerationParams,
+        control: &dyn JobControl,
+    ) -> Result<GenerationResult, GenerateError> {
+        run_script(script, params, &self.provider, control)
     }
 
     fn extras(

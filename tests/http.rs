@@ -22,8 +22,9 @@ use ancestral::http;
 use ancestral::jobs::Engine;
 use ancestral::pipeline::{
     BuiltInUpscalers, ExtrasParams, ExtrasResult, GenerateError, GeneratedImage, GenerationParams,
-    GenerationResult, JobControl, ModelRequest, extras,
+    GenerationResult, InfotextDraft, JobControl, ModelRequest, extras,
 };
+use ancestral::scripts::ScriptCall;
 use serde_json::{Value, json};
 
 /// Draws grey pictures and tells what it was asked for in the infotext.
@@ -59,6 +60,8 @@ impl Engine for GreyEngine {
             all_negative_prompts: vec![params.negative_prompt.clone()],
             all_seeds: vec![params.seed.unwrap_or(1)],
             all_subseeds: vec![params.subseed.unwrap_or(2)],
+            seed: params.seed.unwrap_or(1),
+            subseed: params.subseed.unwrap_or(2),
             subseed_strength: params.subseed_strength,
             width_px: params.width_px,
             height_px: params.height_px,
@@ -81,8 +84,20 @@ impl Engine for GreyEngine {
             clip_skip: params.options.i64("CLIP_stop_at_last_layers"),
             is_using_inpainting_conditioning: false,
             version: "v1.10.1".to_owned(),
+            first_text: InfotextDraft::default(),
             comments: Vec::new(),
         })
+    }
+
+    fn run_script(
+        &self,
+        script: &ScriptCall,
+        params: &GenerationParams,
+        control: &dyn JobControl,
+    ) -> Result<GenerationResult, GenerateError> {
+        let mut result = self.generate(params, control)?;
+        result.infotexts = vec![format!("{:?}", script.script)];
+        Ok(result)
     }
 
     fn extras(

@@ -4,10 +4,11 @@ use serde_json::{Map, Number, Value};
 
 use super::infotext_field::{Target, apply_infotext};
 use super::resolve::common_params;
-use super::scripts::{IMG2IMG_SCRIPTS, check_alwayson, check_script_name};
+use super::scripts::{check_alwayson, chosen_script};
 use super::{ApiError, Body, ResolveContext, Resolved};
 use crate::config::Options;
 use crate::pipeline::{Img2ImgParams, SoftInpaintingParams};
+use crate::scripts::Tab;
 
 /// Resolves a request; every check that A1111 makes before it queues the job.
 ///
@@ -18,9 +19,9 @@ pub fn resolve_img2img(mut body: Body, context: &ResolveContext<'_>) -> Result<R
         return Err(ApiError::http(404, "Init image not found"));
     }
     apply_infotext(&mut body, context, Target::Img2Img)?;
-    check_script_name(IMG2IMG_SCRIPTS, body.text("script_name"))?;
+    let script = chosen_script(Tab::Img2Img, &body, context)?;
     let arguments = match body.object("alwayson_scripts") {
-        Some(entries) => check_alwayson(IMG2IMG_SCRIPTS, entries)?,
+        Some(entries) => check_alwayson(Tab::Img2Img, entries)?,
         None => Map::new(),
     };
     let mut ignored_overrides = Vec::new();
@@ -40,6 +41,7 @@ pub fn resolve_img2img(mut body: Body, context: &ResolveContext<'_>) -> Result<R
     }
     Ok(Resolved {
         params,
+        script,
         body,
         ignored_overrides,
         init_images,

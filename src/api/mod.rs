@@ -38,5 +38,5 @@ pub use sampler_choice::{SamplerChoice, choose_sampler};
 pub use schema::{
     EXTRAS_BATCH, EXTRAS_SINGLE, IMG2IMG, INTERNAL_PROGRESS, INTERROGATE, PNG_INFO, Schema, TXT2IMG,
 };
-pub use scripts::{script_info, script_names};
+pub use scripts::{ScriptChoices, script_info, script_names};
 pub use txt2img::resolve_txt2img;

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::{ApiError, Body, PictureAccess};
 use crate::config::{Options, Settings};
 use crate::pipeline::{GenerationParams, PictureLists, PictureSaver, Saving, noise_source};
+use crate::scripts::ScriptCall;
 
 /// Knows the aliases of checkpoints.
 pub trait CheckpointNames: Send + Sync {
@@ -47,6 +48,8 @@ pub struct ResolveContext<'a> {
     pub checkpoints: &'a dyn CheckpointNames,
     pub styles: &'a dyn StyleBook,
     pub saver: Arc<dyn PictureSaver>,
+    /// Names of the upscalers in the order in which they are listed.
+    pub upscalers: Vec<String>,
     /// The noise source `GPU` means the CPU generator (`--use-cpu all`).
     pub noise_on_cpu: bool,
 }
@@ -56,6 +59,8 @@ pub struct ResolveContext<'a> {
 pub struct Resolved {
     /// Pictures are not decoded yet, see [`Resolved::decode_pictures`].
     pub params: GenerationParams,
+    /// The selectable script that takes the place of the plain job.
+    pub script: Option<ScriptCall>,
     /// The request's fields as the answer echoes them.
     pub body: Body,
     /// Override keys that were left out.

@@ -6,41 +6,36 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
 
-use super::ApiError;
+use super::{ApiError, Body, ResolveContext};
+use crate::scripts::{Arguments, SCRIPTS, ScriptCall, Surroundings, Tab, find_script};
 
-/// The titles of the scripts of one tab (txt2img or img2img).
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ScriptTitles {
-    pub(super) selectable: &'static [&'static str],
-    pub(super) always_on: &'static [&'static str],
+/// Titles of the always-on scripts of txt2img.
+const TXT2IMG_ALWAYS_ON: &[&str] = &[
+    "Extra options",
+    "Hypertile",
+    "Comments",
+    "Refiner",
+    "Sampler",
+    "Seed",
+];
+
+/// Titles of the always-on scripts of img2img.
+const IMG2IMG_ALWAYS_ON: &[&str] = &[
+    "Extra options",
+    "Hypertile",
+    "Comments",
+    "Soft Inpainting",
+    "Refiner",
+    "Sampler",
+    "Seed",
+];
+
+fn always_on(tab: Tab) -> &'static [&'static str] {
+    match tab {
+        Tab::Txt2Img => TXT2IMG_ALWAYS_ON,
+        Tab::Img2Img => IMG2IMG_ALWAYS_ON,
+    }
 }
-
-/// Scripts of txt2img that this server has.
-pub(super) const TXT2IMG_SCRIPTS: ScriptTitles = ScriptTitles {
-    selectable: &[],
-    always_on: &[
-        "Extra options",
-        "Hypertile",
-        "Comments",
-        "Refiner",
-        "Sampler",
-        "Seed",
-    ],
-};
-
-/// Scripts of img2img that this server has.
-pub(super) const IMG2IMG_SCRIPTS: ScriptTitles = ScriptTitles {
-    selectable: &[],
-    always_on: &[
-        "Extra options",
-        "Hypertile",
-        "Comments",
-        "Soft Inpainting",
-        "Refiner",
-        "Sampler",
-        "Seed",
-    ],
-};
 
 /// Every script of A1111 with its arguments, txt2img first; `title` is for looking up here.
 static SCRIPT_INFO: LazyLock<Vec<Map<String, Value>>> = LazyLock::new(|| {
@@ -48,52 +43,79 @@ static SCRIPT_INFO: LazyLock<Vec<Map<String, Value>>> = LazyLock::new(|| {
         .expect("the embedded table is well formed")
 });
 
+/// Names that stand in the choices of scripts.
+#[derive(Debug, Clone, Default)]
+pub struct ScriptChoices {
+    pub checkpoints: Vec<String>,
+    pub upscalers: Vec<String>,
+}
+
 /// The body of `GET /sdapi/v1/script-info`: the scripts that this server has.
 #[must_use]
-pub fn script_info() -> Value {
+pub fn script_info(choices: &ScriptChoices) -> Value {
     SCRIPT_INFO
         .iter()
         .filter(|script| {
-            let titles = titles_of(script.get("is_img2img") == Some(&Value::Bool(true)));
-            let name = script.get("name").and_then(Value::as_str).unwrap_or("");
-            holds(titles.selectable, name) || holds(titles.always_on, name)
+            let tab = tab_of(script);
+            let name = name_of(script);
+            find_script(name, tab).is_some() || holds(always_on(tab), name)
         })
         .map(|script| {
             let mut shown = script.clone();
             shown.shift_remove("title");
+            for argument in shown
+                .get_mut("args")
+                .and_then(Value::as_array_mut)
+                .into_iter()
+                .flatten()
+            {
+                let label = argument.get("label").and_then(Value::as_str).unwrap_or("");
+                let names = match (name_of(script), label) {
+                    ("refiner", "Checkpoint") => &choices.checkpoints,
+                    ("sd upscale", "Upscaler") => &choices.upscalers,
+                    _ => continue,
+                };
+                argument["choices"] = json!(names);
+            }
             Value::Object(shown)
         })
         .collect()
+}
+
+fn tab_of(script: &Map<String, Value>) -> Tab {
+    if script.get("is_img2img") == Some(&Value::Bool(true)) {
+        Tab::Img2Img
+    } else {
+        Tab::Txt2Img
+    }
+}
+
+fn name_of(script: &Map<String, Value>) -> &str {
+    script.get("name").and_then(Value::as_str).unwrap_or("")
 }
 
 /// The body of `GET /sdapi/v1/scripts`: selectable scripts, then always-on ones. A1111 writes the
 /// names in lower case, but for `Hypertile`, and does not list `Comments`.
 #[must_use]
 pub fn script_names() -> Value {
-    let names = |titles: ScriptTitles| -> Vec<String> {
-        let listed = titles
-            .always_on
+    let names = |tab: Tab| -> Vec<String> {
+        let selectable = SCRIPTS
             .iter()
-            .filter(|title| **title != "Comments");
-        titles
-            .selectable
+            .filter(|script| script.serves(tab))
+            .map(|script| script.title());
+        let listed = always_on(tab)
             .iter()
+            .copied()
+            .filter(|title| *title != "Comments");
+        selectable
             .chain(listed)
-            .map(|title| match *title {
+            .map(|title| match title {
                 "Hypertile" => "Hypertile".to_owned(),
                 other => other.to_lowercase(),
             })
             .collect()
     };
-    json!({"txt2img": names(TXT2IMG_SCRIPTS), "img2img": names(IMG2IMG_SCRIPTS)})
-}
-
-fn titles_of(img2img: bool) -> ScriptTitles {
-    if img2img {
-        IMG2IMG_SCRIPTS
-    } else {
-        TXT2IMG_SCRIPTS
-    }
+    json!({"txt2img": names(Tab::Txt2Img), "img2img": names(Tab::Img2Img)})
 }
 
 fn holds(titles: &[&str], title: &str) -> bool {
@@ -105,16 +127,47 @@ fn not_found(title: &str) -> ApiError {
     ApiError::http(422, format!("Script '{title}' not found"))
 }
 
-/// Checks `script_name`; empty and null name no script.
+/// The script that `script_name` asks for, with `script_args`; empty and null name no script.
+///
+/// A1111 needs every argument; here those left out have the page's values.
 ///
 /// # Errors
 /// 422 for an unknown or always-on title.
-pub(super) fn check_script_name(titles: ScriptTitles, name: Option<&str>) -> Result<(), ApiError> {
-    match name {
-        None | Some("") => Ok(()),
-        Some(name) if holds(titles.selectable, name) => Ok(()),
-        Some(name) => Err(not_found(name)),
-    }
+pub(super) fn chosen_script(
+    tab: Tab,
+    body: &Body,
+    context: &ResolveContext<'_>,
+) -> Result<Option<ScriptCall>, ApiError> {
+    let Some(name) = body.nonempty_text("script_name") else {
+        return Ok(None);
+    };
+    let script = find_script(name, tab).ok_or_else(|| not_found(name))?;
+    let info = SCRIPT_INFO
+        .iter()
+        .find(|info| tab_of(info) == tab && name_of(info) == script.title().to_lowercase());
+    let defaults: Vec<Value> = info
+        .and_then(|info| info.get("args"))
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .map(|argument| argument.get("value").cloned().unwrap_or(Value::Null))
+        .collect();
+    let styles = context
+        .styles
+        .styles()
+        .into_iter()
+        .filter(|row| !row.divider)
+        .map(|row| (row.name, row.prompt, row.negative_prompt))
+        .collect();
+    Ok(Some(ScriptCall {
+        script,
+        tab,
+        arguments: Arguments::new(body.list("script_args").to_vec(), &defaults),
+        surroundings: Surroundings {
+            styles,
+            upscalers: context.upscalers.clone(),
+        },
+    }))
 }
 
 /// Checks `alwayson_scripts` and answers the entries by lower-case title.
@@ -125,16 +178,16 @@ pub(super) fn check_script_name(titles: ScriptTitles, name: Option<&str>) -> Res
 /// # Errors
 /// 422 for an unknown or selectable title, A1111's TypeError for an entry that holds nothing.
 pub(super) fn check_alwayson(
-    titles: ScriptTitles,
+    tab: Tab,
     entries: &Map<String, Value>,
 ) -> Result<Map<String, Value>, ApiError> {
     let mut arguments = Map::new();
     for (title, entry) in entries {
-        if holds(titles.selectable, title) {
+        if find_script(title, tab).is_some() {
             let detail = "Cannot have a selectable script in the always on scripts params";
             return Err(ApiError::http(422, detail));
         }
-        if !holds(titles.always_on, title) {
+        if !holds(always_on(tab), title) {
             if is_switched_off(title, entry) {
                 continue;
             }

@@ -2,9 +2,10 @@
 
 use super::infotext_field::{Target, apply_infotext};
 use super::resolve::common_params;
-use super::scripts::{TXT2IMG_SCRIPTS, check_alwayson, check_script_name};
+use super::scripts::{check_alwayson, chosen_script};
 use super::{ApiError, Body, ResolveContext, Resolved};
 use crate::pipeline::HiresParams;
+use crate::scripts::Tab;
 
 /// Resolves a request; every check that A1111 makes before it queues the job.
 ///
@@ -12,9 +13,9 @@ use crate::pipeline::HiresParams;
 /// A1111's answer to an unknown script or an unusable value.
 pub fn resolve_txt2img(mut body: Body, context: &ResolveContext<'_>) -> Result<Resolved, ApiError> {
     apply_infotext(&mut body, context, Target::Txt2Img)?;
-    check_script_name(TXT2IMG_SCRIPTS, body.text("script_name"))?;
+    let script = chosen_script(Tab::Txt2Img, &body, context)?;
     if let Some(entries) = body.object("alwayson_scripts") {
-        check_alwayson(TXT2IMG_SCRIPTS, entries)?;
+        check_alwayson(Tab::Txt2Img, entries)?;
     }
     let mut ignored_overrides = Vec::new();
     let mut params = common_params(&mut body, context, &mut ignored_overrides)?;
@@ -23,6 +24,7 @@ pub fn resolve_txt2img(mut body: Body, context: &ResolveContext<'_>) -> Result<R
     }
     Ok(Resolved {
         params,
+        script,
         body,
         ignored_overrides,
         init_images: Vec::new(),

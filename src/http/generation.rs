@@ -45,6 +45,7 @@ pub(super) fn context(server: &Server, options: Options) -> ResolveContext<'_> {
         checkpoints: server.catalogue.as_ref(),
         styles: server.styles.as_ref(),
         saver: Arc::clone(&server.saver),
+        upscalers: super::lists::upscaler_names(server),
         noise_on_cpu: server.config.noise_on_cpu,
     }
 }
@@ -81,7 +82,10 @@ pub(super) fn carry_out(
             tracing::warn!(%error, "override_settings are not kept");
         }
     }
-    let result = server.engine.generate(&resolved.params, board)?;
+    let result = match &resolved.script {
+        None => server.engine.generate(&resolved.params, board)?,
+        Some(script) => server.engine.run_script(script, &resolved.params, board)?,
+    };
     for comment in &result.comments {
         tracing::warn!(comment, "generation");
     }

@@ -68,6 +68,16 @@ pub(super) async fn upscalers(server: web::Data<Server>) -> HttpResponse {
     list(built_in.into_iter().chain(networks))
 }
 
+/// The names that `upscalers` lists, in its order.
+pub(super) fn upscaler_names(server: &Server) -> Vec<String> {
+    let networks = server.catalogue.upscalers().files();
+    ["None", "Lanczos", "Nearest"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(networks.into_iter().map(|file| file.name))
+        .collect()
+}
+
 /// `GET /sdapi/v1/latent-upscale-modes`
 pub(super) async fn latent_upscale_modes() -> HttpResponse {
     list(
@@ -177,8 +187,12 @@ pub(super) async fn scripts() -> HttpResponse {
 }
 
 /// `GET /sdapi/v1/script-info`
-pub(super) async fn script_info() -> HttpResponse {
-    json_answer(&api::script_info())
+pub(super) async fn script_info(server: web::Data<Server>) -> HttpResponse {
+    let checkpoints = server.catalogue.checkpoints();
+    json_answer(&api::script_info(&api::ScriptChoices {
+        checkpoints: checkpoints.iter().map(|file| file.title()).collect(),
+        upscalers: upscaler_names(&server),
+    }))
 }
 
 /// `GET /sdapi/v1/extensions`: there are none.

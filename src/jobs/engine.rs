@@ -4,6 +4,7 @@ use crate::pipeline::{
     ExtrasParams, ExtrasResult, GenerateError, GenerationParams, GenerationResult, JobControl,
     ModelRequest,
 };
+use crate::scripts::ScriptCall;
 
 /// Carries out jobs, on the queue's thread only.
 pub trait Engine: Send + Sync {
@@ -13,6 +14,17 @@ pub trait Engine: Send + Sync {
     /// See [`GenerateError`].
     fn generate(
         &self,
+        params: &GenerationParams,
+        control: &dyn JobControl,
+    ) -> Result<GenerationResult, GenerateError>;
+
+    /// Carries out a selectable script in the place of the plain job.
+    ///
+    /// # Errors
+    /// See [`GenerateError`].
+    fn run_script(
+        &self,
+        script: &ScriptCall,
         params: &GenerationParams,
         control: &dyn JobControl,
     ) -> Result<GenerationResult, GenerateError>;
