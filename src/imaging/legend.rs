@@ -306,12 +306,12 @@ impl Line {
     }
 }
 
-/// A line of 4 pixels through the middle of a title.
+/// A line of 4 pixels through the middle of a title, where Pillow draws it.
 fn strike_out(picture: &mut RgbImage, (x, y): (f32, f32), width: f32, ink: Rgb<u8>) {
-    let (from, to) = ((x - width / 2.0) as i64, (x + width / 2.0) as i64);
-    let top = y as i64 - 2;
+    let (middle, half) = (x as i64, (width / 2.0) as i64);
+    let top = y as i64 - 1;
     for row in top..top + 4 {
-        for column in from..=to {
+        for column in middle - half..=middle + half {
             blend_pixel(picture, column, row, ink, 255);
         }
     }
