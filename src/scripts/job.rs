@@ -1,12 +1,11 @@
 //! One script's job: what it works with, and how its many generations look like one job from outside.
 
-use image::DynamicImage;
 use serde_json::Value;
 
 use crate::imaging::{GridRows, LegendColours, image_grid, parse_colour};
 use crate::pipeline::{
     Family, GenerateError, GeneratedImage, GenerationParams, GenerationResult, JobControl,
-    ModelProvider, Picture, generate,
+    ModelProvider, Picture, generate, save_script_grid,
 };
 use crate::sampling::Latent;
 
@@ -100,9 +99,23 @@ pub(super) fn add_to_seed(params: &mut GenerationParams, offset: i64) {
     params.seed = params.seed.map(|seed| seed.wrapping_add(offset));
 }
 
-/// Pictures in one row, without infotext.
-pub(super) fn row_of(pictures: &[DynamicImage]) -> GeneratedImage {
-    without_text(image_grid(pictures, GridRows::Fixed(1)).into())
+/// Puts several pictures in a row before themselves, as the options `return_grid` and `grid_save` say.
+pub(super) fn with_row(
+    params: &GenerationParams,
+    result: &GenerationResult,
+    images: &mut Vec<GeneratedImage>,
+    infotext: &str,
+) -> Result<(), GenerateError> {
+    if images.len() < 2 {
+        return Ok(());
+    }
+    let pictures: Vec<Picture> = images.iter().map(|it| it.image.clone()).collect();
+    let grid = Picture::from(image_grid(&pictures, GridRows::Fixed(1)));
+    save_script_grid(params, result, "grid", &grid, infotext)?;
+    if params.options.bool("return_grid") {
+        images.insert(0, without_text(grid));
+    }
+    Ok(())
 }
 
 /// A picture that carries no infotext, as A1111's grids and joined pictures.

@@ -4,10 +4,10 @@ use std::f64::consts::FRAC_PI_2;
 
 use serde_json::{Map, json};
 
-use crate::pipeline::{GenerateError, GeneratedImage, GenerationResult, Picture};
+use crate::pipeline::{GenerateError, GeneratedImage, GenerationResult};
 
 use super::arguments::raised;
-use super::job::{ScriptJob, add_to_seed, infotext_of, repeated, row_of, text};
+use super::job::{ScriptJob, add_to_seed, infotext_of, repeated, text, with_row};
 use super::{Script, Tab};
 
 pub(super) struct Loopback;
@@ -95,11 +95,8 @@ impl Script for Loopback {
             return job.generate_alone(&params);
         };
         last.denoising_strength = params.denoising_strength;
-        if images.len() > 1 && params.options.bool("return_grid") {
-            let pictures: Vec<Picture> = images.iter().map(|it| it.image.clone()).collect();
-            images.insert(0, row_of(&pictures));
-        }
         let (seed, infotext) = first.unwrap_or_default();
+        with_row(&params, &last, &mut images, &infotext)?;
         Ok(repeated(last, images, seed, &infotext))
     }
 }

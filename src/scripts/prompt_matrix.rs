@@ -1,7 +1,7 @@
 //! `Prompt matrix`: every combination of the parts of a prompt that `|` separates.
 
 use crate::imaging::{GridRows, Legend, Title, image_grid, to_rgb, with_legend};
-use crate::pipeline::{GenerateError, GenerationResult, Picture};
+use crate::pipeline::{GenerateError, GenerationResult, Picture, save_script_grid};
 
 use super::arguments::raised;
 use super::job::{ScriptJob, infotext_of, without_text};
@@ -63,7 +63,7 @@ impl Script for PromptMatrix {
         params.batch_count = count.div_ceil(params.batch_size);
         params.makes_grid = false;
         let result = job.generate_alone(&params)?;
-        Ok(with_grid(&job, result, &parts, margin))
+        with_grid(&job, result, &parts, margin)
     }
 }
 
@@ -111,10 +111,10 @@ fn with_grid(
     mut result: GenerationResult,
     parts: &[String],
     margin: u32,
-) -> GenerationResult {
+) -> Result<GenerationResult, GenerateError> {
     let pictures: Vec<Picture> = result.images.iter().map(|it| it.image.clone()).collect();
     let Some(first) = pictures.first() else {
-        return result;
+        return Ok(result);
     };
     let switched = parts.get(1..).unwrap_or_default();
     let grid = image_grid(&pictures, GridRows::Fixed(1 << (switched.len() / 2)));
@@ -130,7 +130,7 @@ fn with_grid(
         (0..1 << parts.len()).map(of_position).collect()
     };
     let (columns, rows) = (titles(above), titles(beside));
-    let picture = with_legend(
+    let picture = Picture::from(with_legend(
         &to_rgb(&grid.into()),
         (first.width(), first.height()),
         Legend {
@@ -139,12 +139,13 @@ fn with_grid(
             margin,
             colours: job.legend_colours(),
         },
-    );
+    ));
     let text = infotext_of(&result);
-    result.images.insert(0, without_text(picture.into()));
+    save_script_grid(&job.params, &result, "prompt_matrix", &picture, &text)?;
+    result.images.insert(0, without_text(picture));
     result.infotexts.insert(0, text);
     result.index_of_first_image = 1;
-    result
+    Ok(result)
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use crate::imaging::{TileGrid, flatten, parse_colour, upscale};
-use crate::pipeline::{FoundUpscaler, GenerateError, GenerationResult, Picture, Tiling};
+use crate::pipeline::{
+    FoundUpscaler, GenerateError, GenerationResult, Picture, Tiling, save_script_sample,
+};
 
 use super::arguments::raised;
 use super::job::{ScriptJob, infotext_of, repeated, without_text};
@@ -53,6 +55,7 @@ impl Script for SdUpscale {
         job.set_job_count(batches * rounds);
         params.batch_count = 1;
         params.makes_grid = false;
+        params.save_images = false;
         let seed = params.seed.unwrap_or_default();
         let mut first_infotext = None;
         let mut last = None;
@@ -80,7 +83,12 @@ impl Script for SdUpscale {
                 last = Some(result);
             }
             drawn.resize(tiles.len(), image::RgbImage::new(tile.0, tile.1));
-            images.push(without_text(grid.join(&drawn, 1).into()));
+            let joined = Picture::from(grid.join(&drawn, 1));
+            if let Some(last) = &last {
+                let infotext = first_infotext.as_deref().unwrap_or_default();
+                save_script_sample(&params, last, &joined, infotext)?;
+            }
+            images.push(without_text(joined));
         }
         let last = last.ok_or_else(|| raised("IndexError", "the picture has no tiles"))?;
         let infotext = first_infotext.unwrap_or_default();

@@ -7,7 +7,9 @@ use super::axes::Axis;
 use super::values::AxisValue;
 use super::{LEGEND, LONE_IMAGES, MARGIN, SUB_GRIDS};
 use crate::imaging::{GridRows, Legend, Title, image_grid, with_legend};
-use crate::pipeline::{GeneratedImage, GenerationResult, InfotextDraft};
+use crate::pipeline::{
+    GenerateError, GeneratedImage, GenerationResult, InfotextDraft, save_script_grid,
+};
 use crate::scripts::job::{ScriptJob, infotext_of, text, without_text};
 
 /// What one cell adds to the answer.
@@ -26,7 +28,7 @@ pub(super) fn answer(
     counts: [usize; 3],
     cells: Vec<Option<GenerationResult>>,
     no_fixed_seeds: bool,
-) -> GenerationResult {
+) -> Result<GenerationResult, GenerateError> {
     let arguments = job.arguments();
     let drafts = Drafts::new(set, &cells, counts, no_fixed_seeds);
     let (pictures, first) = pictures(cells);
@@ -40,14 +42,19 @@ pub(super) fn answer(
         .chunks(of_plane)
         .map(|plane| plane_grid(job, set, plane, counts[1], with_titles, margin))
         .collect();
-    let whole = whole_grid(job, &set[2], &planes, with_titles);
-    let mut images = vec![without_text(whole.into())];
+    let whole = DynamicImage::from(whole_grid(job, &set[2], &planes, with_titles));
+    let save = |grid: &DynamicImage, infotext: &str| {
+        save_script_grid(&job.params, &result, "xyz_grid", grid, infotext)
+    };
+    save(&whole, &drafts.whole)?;
+    let mut images = vec![without_text(whole)];
     let mut infotexts = vec![drafts.whole];
     let mut prompts = vec![pictures[0].prompt.clone()];
     let mut seeds = vec![pictures[0].seed];
     if arguments.bool(SUB_GRIDS) {
-        for (index, plane) in planes.into_iter().enumerate() {
-            images.push(without_text(plane.into()));
+        for (index, plane) in planes.into_iter().map(DynamicImage::from).enumerate() {
+            save(&plane, &drafts.planes[index])?;
+            images.push(without_text(plane));
             infotexts.push(drafts.planes[index].clone());
             prompts.push(pictures[index * of_plane].prompt.clone());
             seeds.push(pictures[index * of_plane].seed);
@@ -67,7 +74,7 @@ pub(super) fn answer(
     result.all_prompts = prompts;
     result.all_seeds = seeds;
     result.index_of_first_image = 1;
-    result
+    Ok(result)
 }
 
 /// The first picture of every cell, an empty one where there is none; and the first cell's result.

@@ -90,7 +90,7 @@ impl Script for XyzPlot {
         }
         let drawn = cells.iter().flatten().any(|cell| !cell.images.is_empty());
         match (drawn, first_failure) {
-            (true, _) => Ok(grid::answer(&job, &set, counts, cells, no_fixed_seeds)),
+            (true, _) => grid::answer(&job, &set, counts, cells, no_fixed_seeds),
             (false, Some(error)) => Err(error),
             (false, None) => job.generate_alone(&job.params),
         }
