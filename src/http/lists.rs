@@ -190,7 +190,10 @@ pub(super) async fn scripts() -> HttpResponse {
 pub(super) async fn script_info(server: web::Data<Server>) -> HttpResponse {
     let checkpoints = server.catalogue.checkpoints();
     json_answer(&api::script_info(&api::ScriptChoices {
-        checkpoints: checkpoints.iter().map(|file| file.title()).collect(),
+        checkpoints: checkpoints
+            .iter()
+            .map(crate::catalogue::Checkpoint::title)
+            .collect(),
         upscalers: upscaler_names(&server),
     }))
 }

@@ -220,6 +220,7 @@ pub(super) mod tests {
         let context = ResolveContext {
             options: Settings::in_memory().snapshot(),
             checkpoints: &AnyCheckpoint,
+            upscalers: Vec::new(),
             styles: &NoStyles,
             noise_on_cpu: false,
             saver: std::sync::Arc::new(crate::pipeline::NoSaver),

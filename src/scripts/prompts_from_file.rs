@@ -59,15 +59,13 @@ impl Script for PromptsFromFile {
                 Some(whole) => append(whole, result),
             }
         }
-        match whole {
-            Some(whole) => Ok(whole),
-            None => {
-                // No line holds a prompt: nothing is drawn.
-                let mut params = job.params.clone();
-                params.batch_count = 0;
-                job.generate_alone(&params)
-            }
+        if let Some(whole) = whole {
+            return Ok(whole);
         }
+        // No line holds a prompt: nothing is drawn.
+        let mut params = job.params.clone();
+        params.batch_count = 0;
+        job.generate_alone(&params)
     }
 }
 

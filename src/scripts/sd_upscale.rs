@@ -99,26 +99,18 @@ impl Script for SdUpscale {
 /// The upscaler that argument 2 names, by its place in the list or by its name.
 fn upscaler_name(job: &ScriptJob<'_>) -> Result<String, GenerateError> {
     let known = &job.call.surroundings.upscalers;
-    match job.arguments().value(2) {
-        Value::String(name) => known
-            .iter()
-            .find(|it| it.to_lowercase() == name.to_lowercase())
+    if let Value::String(name) = job.arguments().value(2) {
+        let name = name.to_lowercase();
+        let found = known.iter().find(|it| it.to_lowercase() == name);
+        return found
             .cloned()
-            .ok_or_else(|| {
-                raised(
-                    "ValueError",
-                    format!("'{}' is not in list", name.to_lowercase()),
-                )
-            }),
-        _ => {
-            let index = job.arguments().int(2)?;
-            let place = usize::try_from(index).ok();
-            place
-                .and_then(|place| known.get(place))
-                .cloned()
-                .ok_or_else(|| raised("IndexError", "list index out of range"))
-        }
+            .ok_or_else(|| raised("ValueError", format!("'{name}' is not in list")));
     }
+    usize::try_from(job.arguments().int(2)?)
+        .ok()
+        .and_then(|place| known.get(place))
+        .cloned()
+        .ok_or_else(|| raised("IndexError", "list index out of range"))
 }
 
 fn enlarged(job: &ScriptJob<'_>, upscaler: &str, scale: f64) -> Result<Picture, GenerateError> {

@@ -19,6 +19,7 @@ use ancestral::pipeline::{
     extras, generate,
 };
 use ancestral::sampling::{Latent, Unet, UnetInput};
+use ancestral::scripts::{ScriptCall, run_script};
 use ndarray::{Array3, Array4, Axis};
 
 const WIDTH: usize = 8;
@@ -192,6 +193,15 @@ impl Engine for ToyEngine {
             return generate(params, &ToyModels, &StopsInFirstStep::over(control));
         }
         generate(params, &ToyModels, control)
+    }
+
+    fn run_script(
+        &self,
+        script: &ScriptCall,
+        params: &GenerationParams,
+        control: &dyn JobControl,
+    ) -> Result<GenerationResult, GenerateError> {
+        run_script(script, params, &ToyModels, control)
     }
 
     fn extras(

@@ -252,7 +252,8 @@ static AXES: [Axis; 53] = [
     Axis::new("Prompt S/R", Kind::Text, search_and_replace).titled(TitleKind::Value),
     Axis::new("Prompt order", Kind::Order, reorder).titled(TitleKind::Value),
     Axis::new("Sampler", Kind::Text, |cell, value| {
-        cell.params.sampler = sampler(value.text()).unwrap_or(value.text()).to_owned();
+        let name = sampler(value.text()).unwrap_or(value.text());
+        name.clone_into(&mut cell.params.sampler);
         Ok(())
     })
     .titled(TitleKind::Value)

@@ -188,7 +188,7 @@ pub(super) fn floats(items: &[String]) -> Result<Vec<AxisValue>, GenerateError> 
             let (from, to) = (float(&range[1], item)?, float(&range[2], item)?);
             // numpy's `arange(from, to + step, step)`.
             let count = ((to + step - from) / step).ceil();
-            if !(count <= MAX_VALUES as f64) {
+            if count.is_nan() || count > MAX_VALUES as f64 {
                 return Err(bad_number("float", item));
             }
             let number = |index: usize| AxisValue::Float(from + step * index as f64);
