@@ -285,3 +285,27 @@ async fn token_merging_takes_odd_latents_and_says_which_it_cannot() {
         "{answer}"
     );
 }
+
+#[actix_web::test]
+async fn hypertile_is_refused_where_it_would_act() {
+    let studio = Studio::shared();
+    let refused = async |body: Value| {
+        let (status, answer) = studio.post("/sdapi/v1/txt2img", &request(body)).await;
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{answer}");
+        assert_eq!(answer["error"], "NotImplementedError");
+        assert!(
+            answer["errors"]
+                .as_str()
+                .unwrap()
+                .contains("hypertile_enable_unet")
+        );
+    };
+    for option in ["hypertile_enable_unet", "hypertile_enable_vae"] {
+        refused(json!({"override_settings": {option: true}})).await;
+    }
+    let second = json!({"hypertile_enable_unet_secondpass": true});
+    let hires = json!({"enable_hr": true, "denoising_strength": 0.5, "override_settings": second});
+    refused(hires).await;
+    let without = studio.txt2img(json!({"override_settings": second})).await;
+    assert_eq!(without.pictures.len(), 1);
+}

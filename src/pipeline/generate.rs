@@ -868,9 +868,14 @@ fn refuse_what_cannot_be_drawn(params: &GenerationParams) -> Result<(), Generate
     }
     let unsupported = |what: &str| Err(GenerateError::Unsupported(what.to_owned()));
     let options = &params.options;
-    if options.bool("hypertile_enable_unet") || options.bool("hypertile_enable_vae") {
+    // Without hires fix there is no second pass for the third option to act in.
+    let in_second_pass = params.hires.is_some() && options.bool("hypertile_enable_unet_secondpass");
+    if options.bool("hypertile_enable_unet")
+        || options.bool("hypertile_enable_vae")
+        || in_second_pass
+    {
         return unsupported(
-            "hypertile is not supported: set hypertile_enable_unet and hypertile_enable_vae to false",
+            "hypertile is not supported: set hypertile_enable_unet, hypertile_enable_unet_secondpass and hypertile_enable_vae to false",
         );
     }
     Ok(())
