@@ -22,6 +22,7 @@ mod picture;
 #[path = "support/server.rs"]
 mod server;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -34,7 +35,7 @@ use case::Case;
 use compare::Context;
 use http_client::Answer;
 use ledger::Ledger;
-use picture::Distance;
+use picture::{Bar, Distance};
 use server::Server;
 
 /// The flags of the instance that answered the cases without flags of their own.
@@ -81,7 +82,10 @@ const SEQUENCES: &[&[&str]] = &[
 /// How one case ended.
 struct Outcome {
     name: String,
-    result: Result<Distance, String>,
+    result: Result<(), String>,
+    /// How far its pictures were from A1111's, and how far they may be.
+    seen: Distance,
+    bar: Bar,
 }
 
 #[test]
@@ -110,6 +114,8 @@ fn every_recorded_request_is_answered_as_a1111_answered_it() {
         outcomes.push(Outcome {
             name: case.name.clone(),
             result: killed(),
+            seen: Distance::default(),
+            bar: case.bar(),
         });
     }
 
@@ -133,7 +139,8 @@ fn run_plain(
     }
     let mut instance = Instance::start(golden);
     for case in units.into_iter().flatten() {
-        let result = instance.run(case, golden);
+        let seen = Cell::default();
+        let result = instance.run(case, golden, &seen);
         if instance.server.exit_within(Duration::ZERO).is_some() {
             let log = instance.server.log_tail();
             let _ = writeln!(
@@ -148,6 +155,8 @@ fn run_plain(
         outcomes.push(Outcome {
             name: case.name.clone(),
             result,
+            seen: seen.get(),
+            bar: case.bar(),
         });
     }
 }
@@ -190,7 +199,7 @@ impl Instance {
         }
     }
 
-    fn run(&mut self, case: &Case, golden: &Path) -> Result<Distance, String> {
+    fn run(&mut self, case: &Case, golden: &Path, seen: &Cell<Distance>) -> Result<(), String> {
         let port = self.server.port;
         self.prepare(case)?;
         let context = Context {
@@ -200,11 +209,12 @@ impl Instance {
             random_seed: case.has_random_seed(),
             random_subseed: case.has_random_subseed(),
             shape_only: case.status == Some(500),
+            seen,
         };
         let result = if case.extra.is_empty() {
             run_case(case, port, &context)
         } else {
-            inflight::run(case, port, &context).map(|()| Distance::default())
+            inflight::run(case, port, &context)
         };
         match case.name.as_str() {
             "t2i-override-model-keep" => {
@@ -278,6 +288,7 @@ fn run_flagged(golden: &Path, cases: &[&Case], outcomes: &mut Vec<Outcome>) {
             case.server_flags, cases[0].server_flags,
             "one instance serves every case with flags"
         );
+        let seen = Cell::default();
         let context = Context {
             golden,
             data: server.data(),
@@ -285,6 +296,7 @@ fn run_flagged(golden: &Path, cases: &[&Case], outcomes: &mut Vec<Outcome>) {
             random_seed: false,
             random_subseed: true,
             shape_only: case.status == Some(500),
+            seen: &seen,
         };
         let mut result = run_case(case, server.port, &context);
         if case.name == "server-stop"
@@ -298,18 +310,20 @@ fn run_flagged(golden: &Path, cases: &[&Case], outcomes: &mut Vec<Outcome>) {
         outcomes.push(Outcome {
             name: case.name.clone(),
             result,
+            seen: seen.get(),
+            bar: case.bar(),
         });
     }
 }
 
 /// `POST /sdapi/v1/server-kill`: the connection breaks and the process is gone.
-fn killed() -> Result<Distance, String> {
+fn killed() -> Result<(), String> {
     let golden = case::golden_folder();
     let flags: Vec<&str> = FLAGS.iter().copied().chain(["--api-server-stop"]).collect();
     let mut server = Server::start(&flags, |data| write_data_folder(data, &golden));
     let answer = http_client::post_json(server.port, "/sdapi/v1/server-kill", &Value::Null);
     match (server.exit_within(Duration::from_secs(5)), answer) {
-        (Some(_), _) => Ok(Distance::default()),
+        (Some(_), _) => Ok(()),
         (None, Ok(answer)) => Err(format!(
             "the server answers {} and goes on running",
             answer.status
@@ -320,12 +334,12 @@ fn killed() -> Result<Distance, String> {
 
 /// Sends one case and compares everything; a picture with a seed of the server's choice is drawn once
 /// more with the recorded one.
-fn run_case(case: &Case, port: u16, context: &Context<'_>) -> Result<Distance, String> {
+fn run_case(case: &Case, port: u16, context: &Context<'_>) -> Result<(), String> {
     let answer = send(case, port, context.golden)?;
     compare_head(case, &answer, port)?;
-    let distance = compare_body(case, &answer, context)?;
+    compare_body(case, &answer, context)?;
     if !context.random_seed {
-        return Ok(distance);
+        return Ok(());
     }
     let mut again = case.request.clone();
     let recorded: Value = serde_json::from_str(case.response["info"].as_str().unwrap_or_default())
@@ -411,9 +425,9 @@ fn compare_head(case: &Case, answer: &Answer, port: u16) -> Result<(), String> {
     }
 }
 
-fn compare_body(case: &Case, answer: &Answer, context: &Context<'_>) -> Result<Distance, String> {
+fn compare_body(case: &Case, answer: &Answer, context: &Context<'_>) -> Result<(), String> {
     if case.method == "HEAD" {
-        return Ok(Distance::default());
+        return Ok(());
     }
     if case.name == "get-openapi" {
         return compare_openapi(&case.response, answer);
@@ -429,7 +443,7 @@ fn compare_body(case: &Case, answer: &Answer, context: &Context<'_>) -> Result<D
         let got = String::from_utf8_lossy(&answer.body);
         let page = want.contains("<html") || want.contains("<svg");
         return if page || got == want {
-            Ok(Distance::default())
+            Ok(())
         } else {
             Err(format!("the body is {got:?}, A1111's {want:?}"))
         };
@@ -439,7 +453,7 @@ fn compare_body(case: &Case, answer: &Answer, context: &Context<'_>) -> Result<D
 }
 
 /// Every operation of the API exists, and every named schema that it leads to.
-fn compare_openapi(want: &Value, answer: &Answer) -> Result<Distance, String> {
+fn compare_openapi(want: &Value, answer: &Answer) -> Result<(), String> {
     let got = answer.json().ok_or("the answer is no JSON")?;
     let mut schemas = BTreeSet::new();
     for (path, operations) in want["paths"].as_object().into_iter().flatten() {
@@ -458,7 +472,7 @@ fn compare_openapi(want: &Value, answer: &Answer) -> Result<Distance, String> {
         .find(|name| got["components"]["schemas"][name.as_str()].is_null())
     {
         Some(name) => Err(format!("no schema {name}")),
-        None => Ok(Distance::default()),
+        None => Ok(()),
     }
 }
 
@@ -507,32 +521,39 @@ fn write_data_folder(data: &Path, golden: &Path) {
 
 /// Writes the report and returns what must not be: unlisted failures, and listed cases that pass.
 fn report(outcomes: &[Outcome], ledger: &Ledger) -> Vec<String> {
-    let mut table = String::from("case\tstate\tmax\tpercent\twhat\n");
+    let mut table =
+        String::from("case\tstate\tpictures\tmax\tmean\tpercent\tbar max\tbar percent\twhat\n");
     let (mut problems, mut passed, mut known) = (Vec::new(), 0, 0);
-    for Outcome { name, result } in outcomes {
-        let (state, distance, what) = match (result, ledger.reason(name)) {
-            (Ok(distance), None) => {
+    for Outcome {
+        name,
+        result,
+        seen,
+        bar,
+    } in outcomes
+    {
+        let (state, what) = match (result, ledger.reason(name)) {
+            (Ok(()), None) => {
                 passed += 1;
-                ("pass", *distance, String::new())
+                ("pass", String::new())
             }
-            (Ok(distance), Some(reason)) => {
+            (Ok(()), Some(reason)) => {
                 problems.push(format!("PASSES though listed: {name} ({reason})"));
-                ("unexpected pass", *distance, reason.to_owned())
+                ("unexpected pass", reason.to_owned())
             }
             (Err(why), Some(reason)) => {
                 known += 1;
-                ("known", Distance::default(), format!("{why} [{reason}]"))
+                ("known", format!("{why} [{reason}]"))
             }
             (Err(why), None) => {
                 problems.push(format!("FAILS: {name}: {why}"));
-                ("fail", Distance::default(), why.clone())
+                ("fail", why.clone())
             }
         };
         let what = what.replace(['\n', '\t'], " ");
         let _ = writeln!(
             table,
-            "{name}\t{state}\t{}\t{:.4}\t{what}",
-            distance.max, distance.percent
+            "{name}\t{state}\t{}\t{}\t{:.6}\t{:.4}\t{}\t{:.4}\t{what}",
+            seen.pictures, seen.max, seen.mean, seen.percent, bar.max, bar.percent
         );
     }
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("golden-report.tsv");

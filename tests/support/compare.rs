@@ -1,6 +1,7 @@
 //! Comparing an answer's JSON with A1111's, value by value, under the rules of
 //! `compat-tests/golden/README.md`, "What to compare".
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -23,9 +24,11 @@ pub(crate) struct Context<'a> {
     pub(crate) random_subseed: bool,
     /// Compare keys and types only.
     pub(crate) shape_only: bool,
+    /// How far the pictures compared so far are apart, those over the bar too.
+    pub(crate) seen: &'a Cell<Distance>,
 }
 
-/// Compares `got` with `want` at `path`; `Ok` is the largest distance of any picture in it.
+/// Compares `got` with `want` at `path`.
 ///
 /// # Errors
 /// The first difference, in one line.
@@ -34,27 +37,23 @@ pub(crate) fn compare(
     got: &Value,
     path: &str,
     context: &Context<'_>,
-) -> Result<Distance, String> {
+) -> Result<(), String> {
     if let Some(rule) = loose(path, context) {
         return rule(want, got)
-            .then_some(Distance::default())
+            .then_some(())
             .ok_or_else(|| difference(path, want, got));
     }
     match (want, got) {
         (Value::Object(want), Value::Object(got)) => {
-            let mut worst = Distance::default();
             for (key, want) in want {
                 let Some(got) = got.get(key) else {
                     return Err(format!("{path}.{key} is missing"));
                 };
-                worst = worse(
-                    worst,
-                    compare(want, got, &format!("{path}.{key}"), context)?,
-                );
+                compare(want, got, &format!("{path}.{key}"), context)?;
             }
             match got.keys().find(|key| !want.contains_key(*key)) {
                 Some(extra) => Err(format!("{path}.{extra} is not in A1111's answer")),
-                None => Ok(worst),
+                None => Ok(()),
             }
         }
         (Value::Array(want_items), Value::Array(got_items)) => {
@@ -65,14 +64,10 @@ pub(crate) fn compare(
                     want_items.len()
                 ));
             }
-            let mut worst = Distance::default();
             for (index, (want, got)) in want_items.iter().zip(got_items).enumerate() {
-                worst = worse(
-                    worst,
-                    compare(want, got, &format!("{path}[{index}]"), context)?,
-                );
+                compare(want, got, &format!("{path}[{index}]"), context)?;
             }
-            Ok(worst)
+            Ok(())
         }
         (Value::String(want_text), Value::String(got_text)) => {
             compare_texts(want_text, got_text, path, context)
@@ -80,21 +75,16 @@ pub(crate) fn compare(
         (Value::Number(want_number), Value::Number(got_number)) => {
             let same = want_number.is_f64() == got_number.is_f64()
                 && (context.shape_only || close(want_number.as_f64(), got_number.as_f64()));
-            same.then_some(Distance::default())
+            same.then_some(())
                 .ok_or_else(|| difference(path, want, got))
         }
-        _ if want == got => Ok(Distance::default()),
-        (Value::Bool(_), Value::Bool(_)) if context.shape_only => Ok(Distance::default()),
+        _ if want == got => Ok(()),
+        (Value::Bool(_), Value::Bool(_)) if context.shape_only => Ok(()),
         _ => Err(difference(path, want, got)),
     }
 }
 
-fn compare_texts(
-    want: &str,
-    got: &str,
-    path: &str,
-    context: &Context<'_>,
-) -> Result<Distance, String> {
+fn compare_texts(want: &str, got: &str, path: &str, context: &Context<'_>) -> Result<(), String> {
     if let Some(file) = want.strip_prefix("@file:") {
         return compare_picture(file, got, path, context);
     }
@@ -105,10 +95,10 @@ fn compare_texts(
         return compare(&want, &got, path, context);
     }
     if context.shape_only {
-        return Ok(Distance::default());
+        return Ok(());
     }
     let (want, got) = (normal_text(want, context), normal_text(got, context));
-    same_text(&want, &got, path).map(|()| Distance::default())
+    same_text(&want, &got, path)
 }
 
 /// Shows where two texts part.
@@ -134,12 +124,7 @@ fn same_text(want: &str, got: &str, path: &str) -> Result<(), String> {
     ))
 }
 
-fn compare_picture(
-    file: &str,
-    got: &str,
-    path: &str,
-    context: &Context<'_>,
-) -> Result<Distance, String> {
+fn compare_picture(file: &str, got: &str, path: &str, context: &Context<'_>) -> Result<(), String> {
     let want =
         std::fs::read(context.golden.join(file)).map_err(|error| format!("{file}: {error}"))?;
     let base64 = got.split_once(";base64,").map_or(got, |(_, data)| data);
@@ -148,11 +133,11 @@ fn compare_picture(
         .map_err(|error| format!("{path} is no base64: {error}"))?;
     if file.starts_with("inputs/") {
         return (want == got)
-            .then_some(Distance::default())
+            .then_some(())
             .ok_or_else(|| format!("{path} is not the picture sent"));
     }
     if context.random_seed || context.shape_only {
-        return Ok(Distance::default());
+        return Ok(());
     }
     let texts = |bytes: &[u8]| -> Vec<(String, String)> {
         let texts = picture::png_texts(bytes).into_iter();
@@ -174,7 +159,12 @@ fn compare_picture(
     for ((keyword, want), (_, got)) in want_texts.iter().zip(&got_texts) {
         same_text(want, got, &format!("{path} {keyword}"))?;
     }
-    picture::compare_files(&got, &want, context.bar).map_err(|why| format!("{path}: {why}"))
+    picture::measure(&got, &want)
+        .and_then(|distance| {
+            context.seen.set(context.seen.get().and(distance));
+            picture::check(distance, context.bar)
+        })
+        .map_err(|why| format!("{path}: {why}"))
 }
 
 type Rule = fn(&Value, &Value) -> bool;
@@ -242,14 +232,6 @@ pub(crate) fn difference(path: &str, want: &Value, got: &Value) -> String {
         short(got),
         short(want)
     )
-}
-
-/// The larger of two distances, each number for itself.
-pub(crate) fn worse(a: Distance, b: Distance) -> Distance {
-    Distance {
-        max: a.max.max(b.max),
-        percent: a.percent.max(b.percent),
-    }
 }
 
 fn close(want: Option<f64>, got: Option<f64>) -> bool {

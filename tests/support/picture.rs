@@ -13,29 +13,50 @@ pub(crate) struct Bar {
     pub(crate) percent: f64,
 }
 
-/// How far two pictures are apart.
+/// How far pictures are apart; of several the largest of each number.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Distance {
+    /// Pictures that were compared.
+    pub(crate) pictures: usize,
+    /// Grey levels.
     pub(crate) max: u8,
+    /// Grey levels, over all samples.
+    pub(crate) mean: f64,
+    /// Pixels that differ.
     pub(crate) percent: f64,
 }
 
-/// Compares the files `got` and `want`; says in one line what is wrong.
-pub(crate) fn compare_files(got: &[u8], want: &[u8], bar: Bar) -> Result<Distance, String> {
+impl Distance {
+    /// This one and another picture's.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            pictures: self.pictures + other.pictures,
+            max: self.max.max(other.max),
+            mean: self.mean.max(other.mean),
+            percent: self.percent.max(other.percent),
+        }
+    }
+}
+
+/// Measures the files `got` and `want`; says in one line what cannot be compared.
+pub(crate) fn measure(got: &[u8], want: &[u8]) -> Result<Distance, String> {
     let (got_format, want_format) = (format_of(got)?, format_of(want)?);
     if got_format != want_format {
         return Err(format!(
             "the picture is {got_format:?}, A1111's is {want_format:?}"
         ));
     }
-    let (got, want) = (decode(got)?, decode(want)?);
-    let distance = distance(&got, &want)?;
+    distance(&decode(got)?, &decode(want)?)
+}
+
+/// Says in one line by how much a distance is over the bar.
+pub(crate) fn check(distance: Distance, bar: Bar) -> Result<(), String> {
     if distance.max > bar.max || distance.percent > bar.percent {
         let mut line = format!("pixels: max {} on {:.3} %", distance.max, distance.percent);
         let _ = write!(line, " (bar: {} on {:.3} %)", bar.max, bar.percent);
         return Err(line);
     }
-    Ok(distance)
+    Ok(())
 }
 
 fn format_of(bytes: &[u8]) -> Result<ImageFormat, String> {
@@ -58,8 +79,9 @@ fn distance(got: &DynamicImage, want: &DynamicImage) -> Result<Distance, String>
     if size != want_size {
         return Err(format!("the picture is {size:?}, A1111's is {want_size:?}"));
     }
+    let channels: u8 = if got.color().has_alpha() { 4 } else { 3 };
     let (got, want) = (got.to_rgba8(), want.to_rgba8());
-    let (mut max, mut differing) = (0, 0_u32);
+    let (mut max, mut sum, mut differing) = (0, 0_u64, 0_u32);
     for (a, b) in got.pixels().zip(want.pixels()) {
         let worst =
             a.0.iter()
@@ -68,10 +90,20 @@ fn distance(got: &DynamicImage, want: &DynamicImage) -> Result<Distance, String>
                 .max()
                 .unwrap_or(0);
         max = max.max(worst);
+        sum +=
+            a.0.iter()
+                .zip(b.0)
+                .map(|(a, b)| u64::from(a.abs_diff(b)))
+                .sum::<u64>();
         differing += u32::from(worst > 0);
     }
-    let percent = 100.0 * f64::from(differing) / f64::from((size.0 * size.1).max(1));
-    Ok(Distance { max, percent })
+    let pixels = f64::from((size.0 * size.1).max(1));
+    Ok(Distance {
+        pictures: 1,
+        max,
+        mean: sum as f64 / (pixels * f64::from(channels)),
+        percent: 100.0 * f64::from(differing) / pixels,
+    })
 }
 
 /// The text chunks of a PNG, keyword and text, in file order; empty for other files.
