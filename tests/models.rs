@@ -813,3 +813,43 @@ fn every_stored_type_and_unaligned_headers_give_the_same_values() {
         model.vae.decode(&pattern((1, 4, 4, 4), 1.0)).unwrap();
     }
 }
+
+/// A picture does not depend on how many others are in its batch: the runtime's CPU provider computes
+/// every row alike, whatever the number of rows.
+#[test]
+fn every_row_of_a_batch_has_the_bits_that_it_has_alone() {
+    for (name, width) in [("tiny-sd1", 128), ("tiny-sdxl", 160)] {
+        let model = built(name);
+        for (rows, height, columns) in [(2, 16, 24), (5, 9, 13)] {
+            let input = UnetInput {
+                sample: pattern((rows, 4, height, columns), 1.0),
+                timestep: vec![913.25; rows],
+                context: pattern((rows, 77, width), 1.0),
+                vector: (model.family == Family::Sdxl).then(|| pattern((rows, 288), 1.0)),
+            };
+            let together = model.unet.predict(&input).unwrap();
+            for row in 0..rows {
+                let alone = model.unet.predict(&one_row(&input, row)).unwrap();
+                let bits = |values: ndarray::ArrayView3<'_, f32>| -> Vec<u32> {
+                    values.iter().map(|value| value.to_bits()).collect()
+                };
+                assert!(
+                    bits(together.index_axis(Axis(0), row)) == bits(alone.index_axis(Axis(0), 0)),
+                    "{name}: row {row} of {rows}"
+                );
+            }
+        }
+    }
+}
+
+fn one_row(input: &UnetInput, row: usize) -> UnetInput {
+    UnetInput {
+        sample: input.sample.slice(s![row..=row, .., .., ..]).to_owned(),
+        timestep: vec![input.timestep[row]],
+        context: input.context.slice(s![row..=row, .., ..]).to_owned(),
+        vector: input
+            .vector
+            .as_ref()
+            .map(|vector| vector.slice(s![row..=row, ..]).to_owned()),
+    }
+}

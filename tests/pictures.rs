@@ -309,3 +309,35 @@ async fn hypertile_is_refused_where_it_would_act() {
     let without = studio.txt2img(json!({"override_settings": second})).await;
     assert_eq!(without.pictures.len(), 1);
 }
+
+/// A batch of n, and n batches of one, are to the bit the n single pictures with the following seeds.
+#[actix_web::test]
+async fn a_batch_equals_its_pictures_drawn_alone() {
+    const COUNT: usize = 3;
+    let studio = Studio::shared();
+    for sampler in ancestral::sampling::SAMPLERS {
+        let with = |changes: Value| {
+            let mut body = json!({
+                "sampler_name": sampler.name,
+                "steps": 4,
+                "override_settings": {"sd_model_checkpoint": "tiny-sd1.safetensors"},
+            });
+            for (key, value) in changes.as_object().into_iter().flatten() {
+                body[key] = value.clone();
+            }
+            body
+        };
+        let mut alone = Vec::new();
+        for seed in 7..7 + COUNT {
+            alone.extend(studio.txt2img(with(json!({"seed": seed}))).await.pictures);
+        }
+        let in_turn = studio.txt2img(with(json!({"n_iter": COUNT}))).await;
+        assert!(in_turn.pictures == alone, "{}: n_iter", sampler.name);
+        // DPM adaptive measures its error over the whole batch, as A1111's does: its pictures depend on
+        // their neighbours.
+        if sampler.name != "DPM adaptive" {
+            let together = studio.txt2img(with(json!({"batch_size": COUNT}))).await;
+            assert!(together.pictures == alone, "{}: batch_size", sampler.name);
+        }
+    }
+}
