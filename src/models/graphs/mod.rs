@@ -4,10 +4,11 @@
 //!
 //! The graphs compute in float32 in the order of operations of the original modules
 //! (ldm `openaimodel.py`, `model.py`, open_clip and transformers CLIP text towers). Every size is
-//! free. The contracts are in `onnx/README.md`.
+//! free, but that of the face networks. The contracts are in `onnx/README.md`.
 
 mod builder;
 mod esrgan;
+mod faces;
 mod proto;
 mod text;
 mod token_merging;
@@ -17,6 +18,7 @@ mod weights;
 
 pub use builder::{AdapterPort, BuildOptions, BuiltGraph, SIDE_FILE, Storage};
 pub use esrgan::{UpscalerShape, upscaler};
+pub use faces::{FaceShape, codeformer, gfpgan, parsenet, retinaface};
 pub use text::{TextTower, TextTowerShape, text_encoder};
 pub use token_merging::{MERGE_COUNT, MERGE_SOURCES, MERGE_TARGETS, TokenMerge};
 pub(crate) use unet::context_width;

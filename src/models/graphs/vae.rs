@@ -6,7 +6,7 @@ use super::builder::{Attribute, Dim, GraphBuilder, Value};
 use super::proto::data_type;
 use super::{BuildError, BuildOptions, BuiltGraph, Weights};
 
-const EPS: f32 = 1e-6;
+pub(super) const EPS: f32 = 1e-6;
 
 /// Input `sample [b, 3, h, w]` in -1..1; output `latent_parameters [b, 2 * channels, h / 8, w / 8]`:
 /// the mean and then the log variance, unscaled and not clamped.
@@ -147,7 +147,12 @@ fn middle(g: &mut GraphBuilder<'_>, x: &Value, prefix: &str) -> Result<Value, Bu
     resnet(g, &h, &format!("{prefix}.block_2"))
 }
 
-fn resnet(g: &mut GraphBuilder<'_>, x: &Value, block: &str) -> Result<Value, BuildError> {
+/// A residual block; `conv_out` is what CodeFormer's files call the shortcut.
+pub(super) fn resnet(
+    g: &mut GraphBuilder<'_>,
+    x: &Value,
+    block: &str,
+) -> Result<Value, BuildError> {
     let h = g.group_norm(x, &format!("{block}.norm1"), EPS)?;
     let h = g.silu(&h);
     let h = g.conv(&h, &format!("{block}.conv1"), 1, 1)?;
@@ -158,13 +163,20 @@ fn resnet(g: &mut GraphBuilder<'_>, x: &Value, block: &str) -> Result<Value, Bui
         g.conv(x, &format!("{block}.nin_shortcut"), 1, 0)?
     } else if g.weights().has(&format!("{block}.conv_shortcut.weight")) {
         g.conv(x, &format!("{block}.conv_shortcut"), 1, 1)?
+    } else if g.weights().has(&format!("{block}.conv_out.weight")) {
+        g.conv(x, &format!("{block}.conv_out"), 1, 0)?
     } else {
         x.clone()
     };
     Ok(g.add(&x, &h))
 }
 
-fn attend(g: &mut GraphBuilder<'_>, x: &Value, layer: &str) -> Result<Value, BuildError> {
+/// Self-attention over all places, with one head.
+pub(super) fn attend(
+    g: &mut GraphBuilder<'_>,
+    x: &Value,
+    layer: &str,
+) -> Result<Value, BuildError> {
     let channels = g.weights().dim(&format!("{layer}.norm.weight"), 0)?;
     let batch = g.dims_of(x, 0, 1);
     let h = g.group_norm(x, &format!("{layer}.norm"), EPS)?;
@@ -183,7 +195,11 @@ fn attend(g: &mut GraphBuilder<'_>, x: &Value, layer: &str) -> Result<Value, Bui
 
 /// Zeros on the right and the bottom, then a convolution with stride 2; not circular even when the
 /// other convolutions are.
-fn downsampled(g: &mut GraphBuilder<'_>, x: &Value, layer: &str) -> Result<Value, BuildError> {
+pub(super) fn downsampled(
+    g: &mut GraphBuilder<'_>,
+    x: &Value,
+    layer: &str,
+) -> Result<Value, BuildError> {
     let pads = g.ints(&[0, 0, 0, 0, 0, 0, 1, 1]);
     let padded = g.node("Pad", &[x, &pads], &[("mode", Attribute::Text("constant"))]);
     g.conv(&padded, layer, 2, 0)
