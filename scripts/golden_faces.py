@@ -271,7 +271,7 @@ class Detector:
 
 
 class Parser(nn.Module):
-    """Skin in an ellipse, background around it, hair above."""
+    """Skin in an ellipse, background around it, the class of necks above."""
 
     def forward(self, face: torch.Tensor) -> tuple[torch.Tensor]:
         y, x = torch.meshgrid(torch.arange(512), torch.arange(512), indexing="ij")

@@ -475,7 +475,12 @@ impl Engine for Pipeline {
         params: &ExtrasParams,
         control: &dyn JobControl,
     ) -> Result<ExtrasResult, GenerateError> {
-        extras(params, self.provider.upscalers(), None, control)
+        extras(
+            params,
+            self.provider.upscalers(),
+            self.provider.faces(),
+            control,
+        )
     }
 
     fn load(&self, request: &ModelRequest) -> Result<(), GenerateError> {

@@ -40,7 +40,7 @@ fn kernel(sigma: f64) -> Vec<u32> {
 }
 
 /// Position `at` of a reflected line (`dcb|abcd|cba`).
-fn reflected(at: isize, length: usize) -> usize {
+pub(super) fn reflected(at: isize, length: usize) -> usize {
     if length == 1 {
         return 0;
     }

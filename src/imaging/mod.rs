@@ -1,20 +1,23 @@
 //! Resizing, masks, blur, PNG text and picture codecs. Uses no other room and reads no file.
 //!
 //! Follows AUTOMATIC1111 v1.10.1 with its libraries: Pillow 9.5.0 for resampling, blurring and
-//! compositing, OpenCV 4 for the mask blur and LAB, torch for latent interpolation. Where those are
+//! compositing, OpenCV 4 for the mask blur, LAB and faces, torch for latent interpolation. Where those are
 //! exact integer arithmetic, so is this room, to the byte.
 
+mod affine;
 mod color_correction;
 mod composite;
 mod decode;
 mod encode;
 mod exif;
+mod face_mask;
 mod gaussian_blur;
 mod gif_info;
 mod grid;
 mod init_image;
 mod jpeg_info;
 mod lab;
+mod lanczos4;
 mod latent_resize;
 mod legend;
 mod mask;
@@ -27,10 +30,12 @@ mod resize_mode;
 mod soft_inpainting;
 mod tiles;
 mod upscale;
+mod warp;
 
 #[cfg(test)]
 mod golden_tests;
 
+pub use affine::{Affine, similarity};
 pub use color_correction::ColorReference;
 pub use composite::{alpha_composite, blend, crop, flatten, parse_colour, paste};
 pub use decode::{
@@ -40,8 +45,10 @@ pub use decode::{
 pub use encode::{
     EncodeError, ImageFormat, encode_jpeg, encode_png, encode_png_with_compression, encode_webp,
 };
+pub use face_mask::face_mask;
 pub use grid::{GridRows, grid_shape, image_grid};
 pub use init_image::{InitImageOptions, PreparedInitImage, prepare_init_image};
+pub use lanczos4::resize_lanczos4;
 pub use latent_resize::{LATENT_UPSCALE_MODES, LatentFilter, latent_filter, resize_latent};
 pub use legend::{Legend, LegendColours, Title, with_legend};
 pub use mask::{
@@ -58,3 +65,4 @@ pub use resize_mode::{ResizeMode, resize_image};
 pub use soft_inpainting::{SoftBlend, SoftOverlay};
 pub use tiles::TileGrid;
 pub use upscale::{Cause, Upscaler, upscale, upscale_tiled, upscaled_side};
+pub use warp::{warp_mask, warp_picture};

@@ -8,29 +8,11 @@ use image::{DynamicImage, RgbImage};
 
 use crate::imaging::{Decoded, blend, paste, to_rgb, upscale, upscaled_side};
 
-use super::{FoundUpscaler, GenerateError, JobControl, Tiling, UpscalerProvider};
-
-/// A face restoration model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FaceModel {
-    Gfpgan,
-    CodeFormer,
-}
-
-/// Whoever can repair faces; a server without the model files has none.
-pub trait FaceRestorer: Send + Sync {
-    /// Repairs the faces of a picture; `weight` is CodeFormer's fidelity. `None` where the model's
-    /// files are missing.
-    ///
-    /// # Errors
-    /// When a graph fails.
-    fn restore(
-        &self,
-        model: FaceModel,
-        picture: &RgbImage,
-        weight: f64,
-    ) -> Result<Option<RgbImage>, super::Cause>;
-}
+use super::faces::restore_faces;
+use super::{
+    FaceModel, FaceNetworkProvider, FoundUpscaler, GenerateError, JobControl, Tiling,
+    UpscalerProvider,
+};
 
 /// The wanted size.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -124,7 +106,7 @@ pub struct ExtrasResult {
 pub fn extras(
     params: &ExtrasParams,
     upscalers: &dyn UpscalerProvider,
-    faces: Option<&dyn FaceRestorer>,
+    faces: &dyn FaceNetworkProvider,
     control: &dyn JobControl,
 ) -> Result<ExtrasResult, GenerateError> {
     let mut result = ExtrasResult::default();
@@ -217,33 +199,24 @@ impl Work {
         model: FaceModel,
         visibility: f64,
         params: &ExtrasParams,
-        faces: Option<&dyn FaceRestorer>,
+        faces: &dyn FaceNetworkProvider,
         comments: &mut Vec<String>,
     ) -> Result<(), GenerateError> {
         if visibility <= 0.0 {
             return Ok(());
         }
-        let (graph, visibility_key) = match model {
-            FaceModel::Gfpgan => ("GFPGAN", "GFPGAN visibility"),
-            FaceModel::CodeFormer => ("CodeFormer", "CodeFormer visibility"),
-        };
         let source = to_rgb(&self.picture);
         let weight = params.codeformer_weight;
-        let restored = faces
-            .map(|faces| faces.restore(model, &source, weight))
-            .transpose();
-        let restored = restored.map_err(|source| GenerateError::Graph { graph, source })?;
-        let restored = restored.flatten().unwrap_or_else(|| {
-            comments.push(format!(
-                "{graph} has no model files here; faces were left as they are"
-            ));
-            source.clone()
-        });
+        let restored = restore_faces(&source, model, weight, faces, comments)?;
         let restored = DynamicImage::ImageRgb8(restored);
         self.picture = if visibility < 1.0 {
             blend(&source.into(), &restored, visibility)
         } else {
             restored
+        };
+        let visibility_key = match model {
+            FaceModel::Gfpgan => "GFPGAN visibility",
+            FaceModel::CodeFormer => "CodeFormer visibility",
         };
         self.info.push((visibility_key, thousandths(visibility)));
         if model == FaceModel::CodeFormer {
@@ -330,7 +303,7 @@ mod tests {
     use super::ExtrasStage::{CodeFormer, Gfpgan, Upscale};
     use super::*;
     use crate::imaging::{decode, encode_png};
-    use crate::pipeline::{BuiltInUpscalers, Unattended};
+    use crate::pipeline::{BuiltInUpscalers, NoFaceNetworks, Unattended};
 
     fn read(path: &str) -> Vec<u8> {
         let root = env!("CARGO_MANIFEST_DIR");
@@ -394,7 +367,7 @@ mod tests {
             let case = read(&format!("cases/extra-{name}.json"));
             let case: Value = serde_json::from_slice(&case).unwrap();
             let params = params_of(&case["request"]);
-            let result = extras(&params, &BuiltInUpscalers, None, &Unattended).unwrap();
+            let result = extras(&params, &BuiltInUpscalers, &NoFaceNetworks, &Unattended).unwrap();
             let response = &case["response"];
             assert_eq!(
                 response["html_info"],
@@ -418,7 +391,7 @@ mod tests {
         let case: Value =
             serde_json::from_slice(&read("cases/extra-single-unknown-upscaler.json")).unwrap();
         let params = params_of(&case["request"]);
-        let error = extras(&params, &BuiltInUpscalers, None, &Unattended).unwrap_err();
+        let error = extras(&params, &BuiltInUpscalers, &NoFaceNetworks, &Unattended).unwrap_err();
         assert_eq!(case["response"]["errors"], error.to_string());
     }
 
@@ -433,7 +406,7 @@ mod tests {
         let source = decode(&encode_png(&picture, &texts).unwrap()).unwrap();
         let mut params = params_of(&serde_json::json!({"image": "@file:inputs/b_96x96.png"}));
         params.images = vec![source];
-        let result = extras(&params, &BuiltInUpscalers, None, &Unattended).unwrap();
+        let result = extras(&params, &BuiltInUpscalers, &NoFaceNetworks, &Unattended).unwrap();
         let keys: Vec<&str> = result.images[0]
             .texts
             .iter()
@@ -448,7 +421,7 @@ mod tests {
         let mut params = params_of(&serde_json::json!({"image": "@file:inputs/b_96x96.png"}));
         params.codeformer_visibility = 0.5;
         params.codeformer_weight = 0.25;
-        let result = extras(&params, &BuiltInUpscalers, None, &Unattended).unwrap();
+        let result = extras(&params, &BuiltInUpscalers, &NoFaceNetworks, &Unattended).unwrap();
         assert_eq!(
             result.infotext,
             "CodeFormer visibility: 0.5, CodeFormer weight: 0.25"

@@ -5,6 +5,7 @@ mod conditions;
 mod control;
 mod error;
 mod extras;
+mod faces;
 mod generate;
 mod hires;
 mod hires_target;
@@ -25,9 +26,10 @@ pub use crate::rng::MAX_RANDOM_SEED;
 pub use crate::sampling::{SAMPLERS, SCHEDULERS};
 pub use control::{JobControl, Unattended};
 pub use error::GenerateError;
-pub use extras::{
-    ExtrasImage, ExtrasParams, ExtrasResult, ExtrasSize, ExtrasStage, FaceModel, FaceRestorer,
-    extras,
+pub use extras::{ExtrasImage, ExtrasParams, ExtrasResult, ExtrasSize, ExtrasStage, extras};
+pub use faces::{
+    FACE_SIDE_PX, FaceModel, FaceNetworkProvider, FaceNetworks, Landmarks, NoFaceNetworks,
+    restore_faces,
 };
 pub use generate::generate;
 pub use model::{Cause, Family, Model, ModelProvider, ModelRequest, Posterior, Prediction, Vae};

@@ -8,7 +8,7 @@ use crate::conditioning::{ConditioningCache, EmbeddingSource, TextEncoder};
 use crate::prompt::LoraTag;
 use crate::sampling::Unet;
 
-use super::{BuiltInUpscalers, UpscalerProvider};
+use super::{BuiltInUpscalers, FaceNetworkProvider, NoFaceNetworks, UpscalerProvider};
 
 /// The cause of a failure below a trait of this room.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -112,5 +112,10 @@ pub trait ModelProvider: Send + Sync {
     /// Upscaler networks beside the built-in upscalers.
     fn upscalers(&self) -> &dyn UpscalerProvider {
         &BuiltInUpscalers
+    }
+
+    /// Networks that restore faces.
+    fn faces(&self) -> &dyn FaceNetworkProvider {
+        &NoFaceNetworks
     }
 }

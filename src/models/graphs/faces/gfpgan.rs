@@ -87,7 +87,10 @@ fn style_codes(
     doublings: usize,
 ) -> Result<Vec<Value>, BuildError> {
     let weights = g.weights();
-    let width = weights.dim("stylegan_decoder.style_conv1.modulated_conv.modulation.weight", 1)?;
+    let width = weights.dim(
+        "stylegan_decoder.style_conv1.modulated_conv.modulation.weight",
+        1,
+    )?;
     let all = weights.dim("final_linear.weight", 0)?;
     let layers = 2 * doublings + 2;
     if all == width {
@@ -161,13 +164,19 @@ fn conditioned(
 ) -> Result<Value, BuildError> {
     let conv = format!("{DECODER}.style_convs.{}.modulated_conv.weight", 2 * level);
     let width = g.weights().dim(&conv, 1)?;
-    let changed = g.weights().dim(&format!("condition_scale.{level}.2.weight"), 0)?;
+    let changed = g
+        .weights()
+        .dim(&format!("condition_scale.{level}.2.weight"), 0)?;
     if changed == width {
         let scaled = g.mul(x, &condition.scale);
         return Ok(g.add(&scaled, &condition.shift));
     }
     let kept = width - changed.min(width);
-    let (start, middle, end) = (g.ints(&[0]), g.ints(&[kept as i64]), g.ints(&[width as i64]));
+    let (start, middle, end) = (
+        g.ints(&[0]),
+        g.ints(&[kept as i64]),
+        g.ints(&[width as i64]),
+    );
     let axis = g.ints(&[1]);
     let same = g.node("Slice", &[x, &start, &middle, &axis], &[]);
     let other = g.node("Slice", &[x, &middle, &end, &axis], &[]);
@@ -205,7 +214,10 @@ fn to_rgb(
     style: &Value,
 ) -> Result<Value, BuildError> {
     let name = format!("{DECODER}.{name}");
-    if g.weights().dim(&format!("{name}.modulated_conv.weight"), 1)? != COLOURS {
+    if g.weights()
+        .dim(&format!("{name}.modulated_conv.weight"), 1)?
+        != COLOURS
+    {
         return Err(unsupported("it gives faces of other than three channels"));
     }
     let h = modulated(g, x, &name, style, false)?;

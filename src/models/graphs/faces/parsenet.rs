@@ -46,10 +46,7 @@ pub fn parsenet(weights: &Weights) -> Result<(BuiltGraph, FaceShape), BuildError
         h = block(&mut g, &h, &format!("decoder.{n}"), Change::Double)?;
     }
     let logits = reflected_conv(&mut g, &h, "out_mask_conv", 1)?;
-    let options = [
-        ("axis", Attribute::Int(1)),
-        ("keepdims", Attribute::Int(0)),
-    ];
+    let options = [("axis", Attribute::Int(1)), ("keepdims", Attribute::Int(0))];
     let classes = g.node("ArgMax", &[&logits], &options);
     let classes = g.cast_float(&classes);
     let dims = [Dim::Fixed(1), Dim::Free("side"), Dim::Free("side")];

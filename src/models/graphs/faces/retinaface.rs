@@ -124,7 +124,12 @@ fn enlarged_to(g: &mut GraphBuilder<'_>, x: &Value, like: &Value) -> Value {
         ),
         ("nearest_mode", Attribute::Text("floor")),
     ];
-    g.node_in(ONNX, "Resize", &[Some(x), None, None, Some(&sizes)], &options)
+    g.node_in(
+        ONNX,
+        "Resize",
+        &[Some(x), None, None, Some(&sizes)],
+        &options,
+    )
 }
 
 /// A convolution, its normalisation and, if `active`, the unit after it.
