@@ -364,6 +364,8 @@ fn catalogue(folders: &Folders) -> Catalogue {
         network_dirs: folders.loras.clone(),
         embeddings_dir: Some(folders.embeddings.clone()),
         upscaler_dirs: folders.upscalers.clone(),
+        face_dirs: folders.faces.clone(),
+        gfpgan_model: folders.gfpgan_model.clone(),
         hash_cache: Some(folders.data.join("cache").join("hashes.json")),
     };
     let catalogue = Catalogue::new(config.clone());

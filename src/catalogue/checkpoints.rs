@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::RwLock;
 
 use super::hashes::old_hash;
-use super::{EmbeddingList, HashCache, NetworkList, UpscalerList};
+use super::{EmbeddingList, FaceFiles, HashCache, NetworkList, UpscalerList};
 
 /// Which folders to look into.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +26,10 @@ pub struct CatalogueConfig {
     pub embeddings_dir: Option<PathBuf>,
     /// A1111's folders ESRGAN and RealESRGAN, in this order; empty: those in `models_dir`.
     pub upscaler_dirs: Vec<PathBuf>,
+    /// A1111's folders Codeformer and GFPGAN, in this order; empty: those in `models_dir`.
+    pub face_dirs: Vec<PathBuf>,
+    /// `--gfpgan-model`.
+    pub gfpgan_model: Option<PathBuf>,
     /// Where hashes are remembered; `None`: in memory.
     pub hash_cache: Option<PathBuf>,
 }
@@ -131,6 +135,7 @@ pub struct Catalogue {
     networks: NetworkList,
     embeddings: EmbeddingList,
     upscalers: UpscalerList,
+    faces: FaceFiles,
 }
 
 impl Catalogue {
@@ -142,6 +147,7 @@ impl Catalogue {
             networks: NetworkList::new(network_folders(&config)),
             embeddings: EmbeddingList::new(config.embeddings_dir.clone()),
             upscalers: upscaler_list(&config),
+            faces: face_files(&config),
             config,
             checkpoints: RwLock::default(),
             vaes: RwLock::default(),
@@ -179,6 +185,12 @@ impl Catalogue {
     #[must_use]
     pub fn upscalers(&self) -> &UpscalerList {
         &self.upscalers
+    }
+
+    /// The files of face restoration.
+    #[must_use]
+    pub fn faces(&self) -> &FaceFiles {
+        &self.faces
     }
 
     /// Scans the checkpoint folders anew.
@@ -411,6 +423,18 @@ fn upscaler_list(config: &CatalogueConfig) -> UpscalerList {
         given.or_else(|| Some(config.models_dir.join(name)))
     };
     UpscalerList::new(folder(0, "ESRGAN"), folder(1, "RealESRGAN"))
+}
+
+fn face_files(config: &CatalogueConfig) -> FaceFiles {
+    let folder = |index: usize, name: &str| {
+        let given = config.face_dirs.get(index).cloned();
+        given.or_else(|| Some(config.models_dir.join(name)))
+    };
+    FaceFiles::new(
+        folder(0, "Codeformer"),
+        folder(1, "GFPGAN"),
+        config.gfpgan_model.clone(),
+    )
 }
 
 /// The per-model preference that A1111 keeps in `<stem>.json` under `vae`.

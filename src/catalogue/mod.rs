@@ -3,6 +3,7 @@
 
 mod checkpoints;
 mod embeddings;
+mod faces;
 mod family;
 mod hashes;
 mod ldm_config;
@@ -13,6 +14,7 @@ mod upscalers;
 
 pub use checkpoints::{Catalogue, CatalogueConfig, Checkpoint, CheckpointFormat, VaeFile};
 pub use embeddings::{EmbeddingFile, EmbeddingList};
+pub use faces::{FaceFile, FaceFiles};
 pub use family::{CheckpointFamily, CheckpointLayout, UNET_PREFIX, VAE_PREFIX, detect};
 pub use hashes::{HashCache, old_hash, sha256_of};
 pub use ldm_config::{HeadRule, LdmConfig, TextTowerConfig, TowerFacts, find_tower_facts};

@@ -120,6 +120,10 @@ pub struct Folders {
     pub embeddings: PathBuf,
     pub hypernetworks: PathBuf,
     pub upscalers: Vec<PathBuf>,
+    /// CodeFormer's and GFPGAN's.
+    pub faces: Vec<PathBuf>,
+    /// `--gfpgan-model`, if given.
+    pub gfpgan_model: Option<PathBuf>,
     pub styles: Vec<PathBuf>,
     pub options_file: PathBuf,
     /// `false` with `--no-hashing`.
@@ -363,6 +367,11 @@ impl Folders {
             embeddings: given("embeddings_dir").unwrap_or_else(|| data.join("embeddings")),
             hypernetworks: or_model("hypernetwork_dir", "hypernetworks"),
             upscalers,
+            faces: vec![
+                or_model("codeformer_models_path", "Codeformer"),
+                or_model("gfpgan_models_path", "GFPGAN"),
+            ],
+            gfpgan_model: flags.value("gfpgan_model").map(PathBuf::from),
             styles,
             options_file: given("ui_settings_file").unwrap_or_else(|| data.join("config.json")),
             hashing: !flags.given("no_hashing"),

@@ -8,6 +8,7 @@ mod adapted;
 mod checkpoint;
 mod embeddings;
 mod export;
+mod faces;
 pub mod graphs;
 pub mod lora;
 mod networks;
@@ -18,6 +19,7 @@ mod upscalers;
 
 pub use checkpoint::{CheckpointPlan, LoadError, open_weights};
 pub use export::{ExportError, export};
+pub use faces::{DetectedFace, FaceRestorers, detected_faces, find_faces};
 pub use networks::{GraphTextEncoder, GraphUnet, GraphVae, NetworkError};
 pub use provider::{Provider, ProviderConfig};
 pub use schedule::alphas_cumprod;

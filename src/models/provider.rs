@@ -12,6 +12,7 @@ use super::checkpoint::{
     predicts_velocity,
 };
 use super::embeddings::FittingEmbeddings;
+use super::faces::FaceRestorers;
 use super::graphs::{BuildOptions, Weights};
 use super::lora::AppliedNetwork;
 use super::networks::{GraphTextEncoder, GraphUnet, GraphVae};
@@ -20,7 +21,8 @@ use super::upscalers::UpscalerNetworks;
 use crate::catalogue::{Catalogue, Checkpoint, CheckpointFormat, TensorFile, VAE_PREFIX, VaeFile};
 use crate::conditioning::{ConditioningCache, TextEncoder};
 use crate::pipeline::{
-    self, Cause, Family, Model, ModelProvider, ModelRequest, Prediction, UpscalerProvider,
+    self, Cause, FaceNetworkProvider, Family, Model, ModelProvider, ModelRequest, Prediction,
+    UpscalerProvider,
 };
 use crate::runtime::Runtime;
 
@@ -51,6 +53,7 @@ pub struct Provider {
     /// Most recently used last. Held while loading, so that a checkpoint is loaded once.
     loaded: Mutex<Vec<Loaded>>,
     upscalers: UpscalerNetworks,
+    faces: FaceRestorers,
 }
 
 /// A file or folder in the state in which it was loaded.
@@ -121,6 +124,7 @@ impl Provider {
     pub fn new(runtime: Runtime, catalogue: Arc<Catalogue>, config: ProviderConfig) -> Self {
         Self {
             upscalers: UpscalerNetworks::new(runtime.clone(), catalogue.upscalers().clone()),
+            faces: FaceRestorers::new(runtime.clone(), catalogue.faces().clone()),
             runtime,
             catalogue,
             config,
@@ -138,6 +142,7 @@ impl Provider {
     pub fn unload_all(&self) {
         self.loaded.lock().clear();
         self.upscalers.unload_all();
+        self.faces.unload_all();
     }
 
     /// The checkpoint that a request means; an empty name is the first of the list.
@@ -454,6 +459,10 @@ impl ModelProvider for Provider {
 
     fn upscalers(&self) -> &dyn UpscalerProvider {
         &self.upscalers
+    }
+
+    fn faces(&self) -> &dyn FaceNetworkProvider {
+        &self.faces
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Left out: the second answer of the network, a picture that nobody looks at.
 
-use super::{COLOURS, FaceShape, batch_norm, count, leaky, unsupported};
+use super::{COLOURS, batch_norm, count, leaky, unsupported};
 use crate::models::graphs::builder::{Attribute, Dim, GraphBuilder, Value};
 use crate::models::graphs::proto::data_type;
 use crate::models::graphs::{BuildError, BuildOptions, BuiltGraph, Weights};
@@ -18,11 +18,11 @@ enum Change {
 }
 
 /// Builds the parser: input `face [1, 3, s, s]`, red, green, blue in -1..1; output `classes [1, s, s]`, whole
-/// numbers as floats. The side must be a multiple of [`FaceShape::side_px`].
+/// numbers as floats. The side must be a multiple of two for every halving (8 in the published network).
 ///
 /// # Errors
 /// When the tensors form no ParseNet.
-pub fn parsenet(weights: &Weights) -> Result<(BuiltGraph, FaceShape), BuildError> {
+pub fn parsenet(weights: &Weights) -> Result<BuiltGraph, BuildError> {
     if !weights.has("encoder.0.conv2d.weight") || !weights.has("out_mask_conv.conv2d.weight") {
         return Err(unsupported("it is no ParseNet"));
     }
@@ -33,8 +33,7 @@ pub fn parsenet(weights: &Weights) -> Result<(BuiltGraph, FaceShape), BuildError
     let dims = super::picture_dims(Dim::Free("side"), Dim::Free("side"));
     let face = g.input("face", data_type::FLOAT, &dims);
     let mut h = reflected_conv(&mut g, &face, "encoder.0", 1)?;
-    let depth = count(weights, "encoder");
-    for n in 1..depth {
+    for n in 1..count(weights, "encoder") {
         h = block(&mut g, &h, &format!("encoder.{n}"), Change::Half)?;
     }
     let encoded = h.clone();
@@ -51,8 +50,7 @@ pub fn parsenet(weights: &Weights) -> Result<(BuiltGraph, FaceShape), BuildError
     let classes = g.cast_float(&classes);
     let dims = [Dim::Fixed(1), Dim::Free("side"), Dim::Free("side")];
     g.output(&classes, "classes", &dims);
-    let side_px = 1 << depth.saturating_sub(1).min(16);
-    Ok((g.finish(), FaceShape { side_px }))
+    Ok(g.finish())
 }
 
 fn block(
