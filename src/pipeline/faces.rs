@@ -11,6 +11,8 @@ use ndarray::Array2;
 
 use crate::imaging::{Affine, face_mask, resize_lanczos4, similarity, warp_mask, warp_picture};
 
+use super::generate::Job;
+use super::job_text::JobText;
 use super::{Cause, GenerateError};
 
 /// A face restoration model.
@@ -131,6 +133,33 @@ pub fn restore_faces(
             }
             Ok(picture.clone())
         }
+    }
+}
+
+impl Job<'_> {
+    /// A picture of the job with its faces restored, if the job asks for that; `index` is its number.
+    pub(super) fn with_restored_faces(
+        &mut self,
+        text: &JobText<'_>,
+        index: usize,
+        picture: RgbImage,
+    ) -> Result<RgbImage, GenerateError> {
+        let params = self.params;
+        if !params.restore_faces {
+            return Ok(picture);
+        }
+        if params.options.bool("save_images_before_face_restoration") {
+            let infotext = self.write_text(text, index);
+            let before = picture.clone().into();
+            self.save_sample(text, index, &before, &infotext, "-before-face-restoration")?;
+        }
+        let name = params.options.text("face_restoration_model");
+        let Some(model) = FaceModel::from_option(name) else {
+            return Ok(picture);
+        };
+        let fidelity = params.options.f64("code_former_weight");
+        let provider = self.models.faces();
+        restore_faces(&picture, model, fidelity, provider, &mut self.comments)
     }
 }
 

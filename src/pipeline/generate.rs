@@ -27,9 +27,8 @@ use super::pass::{self, Pass};
 use super::prompts::{BatchPrompts, JobPrompts};
 use super::saving::save_init_images;
 use super::{
-    Cause, FaceModel, GenerateError, GeneratedImage, GenerationParams, GenerationResult,
-    JobControl, Model, ModelProvider, ModelRequest, image_conditioning, latents, restore_faces,
-    token_merging,
+    Cause, GenerateError, GeneratedImage, GenerationParams, GenerationResult, JobControl, Model,
+    ModelProvider, ModelRequest, image_conditioning, latents, token_merging,
 };
 
 /// Carries out one txt2img or img2img job.
@@ -97,7 +96,7 @@ pub(super) struct Job<'a> {
     pub(super) extra: ExtraParams,
     /// With the option `save_init_img`: the name of the last init image.
     init_image_hash: Option<String>,
-    comments: Vec<String>,
+    pub(super) comments: Vec<String>,
 }
 
 /// One batch's share of the job.
@@ -199,7 +198,7 @@ impl<'a> Job<'a> {
             let pictures = latents::decode(&sampled.model, &sampled.latent)?;
             let text = self.job_text(&model, label);
             for (offset, picture) in pictures.into_iter().enumerate() {
-                let picture = self.with_restored_faces(picture)?;
+                let picture = self.with_restored_faces(&text, batch.first + offset, picture)?;
                 self.finish(
                     &text,
                     batch.first + offset,
@@ -608,20 +607,6 @@ impl<'a> Job<'a> {
             (of(&self.seeds.seeds), of(&self.seeds.subseeds)),
             &self.extra,
         )
-    }
-
-    /// The picture with its faces restored, if the job asks for it.
-    fn with_restored_faces(&mut self, picture: RgbImage) -> Result<RgbImage, GenerateError> {
-        let options = &self.params.options;
-        if !self.params.restore_faces {
-            return Ok(picture);
-        }
-        let Some(model) = FaceModel::from_option(options.text("face_restoration_model")) else {
-            return Ok(picture);
-        };
-        let fidelity = options.f64("code_former_weight");
-        let provider = self.models.faces();
-        restore_faces(&picture, model, fidelity, provider, &mut self.comments)
     }
 
     /// What happens to a decoded picture before it is answered, and the pictures that go with it.
