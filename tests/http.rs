@@ -22,7 +22,7 @@ use ancestral::http;
 use ancestral::jobs::Engine;
 use ancestral::pipeline::{
     BuiltInUpscalers, ExtrasParams, ExtrasResult, GenerateError, GeneratedImage, GenerationParams,
-    GenerationResult, InfotextDraft, JobControl, ModelRequest, extras,
+    GenerationResult, InfotextDraft, JobControl, ModelRequest, NoFaceNetworks, extras,
 };
 use ancestral::scripts::ScriptCall;
 use serde_json::{Value, json};
@@ -105,7 +105,7 @@ impl Engine for GreyEngine {
         params: &ExtrasParams,
         control: &dyn JobControl,
     ) -> Result<ExtrasResult, GenerateError> {
-        extras(params, &BuiltInUpscalers, None, control)
+        extras(params, &BuiltInUpscalers, &NoFaceNetworks, control)
     }
 
     fn load(&self, _request: &ModelRequest) -> Result<(), GenerateError> {
