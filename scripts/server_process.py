@@ -1,0 +1,75 @@
+"""A server process on a free port, for scripts that put it under load or kill it."""
+
+import http.client
+import socket
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+
+START_LIMIT_S = 60.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class ServerProcess:
+    """Starts the server over a data folder and waits until it is ready."""
+
+    def __init__(self, binary: Path, data: Path, *flags: str) -> None:
+        self.binary, self.data, self.flags = binary, data, flags
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts the process.
+
+        Raises RuntimeError when it ends or is not ready within a minute.
+        """
+        log = (self.data / "server.log").open("ab")
+        self.process = subprocess.Popen(
+            [self.binary, "--port", str(self.port), "--data-dir", self.data / "data", *self.flags],
+            stdout=log,
+            stderr=log,
+        )
+        deadline = time.monotonic() + START_LIMIT_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}; see {self.data / 'server.log'}")
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+                connection.request("GET", "/readyz")
+                if connection.getresponse().status == 200:
+                    return
+            except OSError:
+                pass
+            time.sleep(0.02)
+        raise RuntimeError("the server is not ready after a minute")
+
+    def kill(self) -> None:
+        """SIGKILL: the process has no chance to tidy up."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def resident_mib(self) -> float:
+        """The memory of the process in MiB (Linux)."""
+        assert self.process is not None
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) / 1024
+        return 0.0
+
+    def __enter__(self) -> "ServerProcess":
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
