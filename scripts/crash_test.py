@@ -4,7 +4,7 @@
     scripts/crash_test.py --server target/release/ancestral --kills 100
 
 Jobs are submitted to /v1/jobs while the process is killed with SIGKILL and started again. At the end every job that was
-promised (202) must be done with a whole picture, every start must have succeeded, and no half-written file may lie in
+promised (202) must be done with a whole picture or say that each of its attempts was killed, every start must have succeeded, and no half-written file may lie in
 the data folder. Needs nothing beside Python.
 """
 
@@ -92,7 +92,6 @@ def main() -> int:
     promised: list[str] = []
     number = 0
     with tempfile.TemporaryDirectory() as folder:
-        # A job may be running at many of the kills; the limit of attempts is not what is tried here.
         server = ServerProcess(options.server, Path(folder), "--skip-load-model-at-start")
         for kill in range(options.kills):
             server.start()

@@ -15,6 +15,8 @@ pub struct Environment {
     pub ort_library: Option<PathBuf>,
     /// `ANCESTRAL_LOG` or `RUST_LOG`: a filter for log lines.
     pub log_filter: Option<String>,
+    /// `ANCESTRAL_PORT` for `--port` and so on: the flag's name and its value.
+    pub flags: Vec<(String, String)>,
     /// `ANCESTRAL_WEBHOOK_SECRET`: the key that signs messages to webhooks.
     pub webhook_secret: String,
 }
@@ -30,7 +32,22 @@ impl Environment {
             restartable: text("SD_WEBUI_RESTART").is_some(),
             ort_library: text("ORT_DYLIB_PATH").map(PathBuf::from),
             log_filter: text("ANCESTRAL_LOG").or_else(|| text("RUST_LOG")),
+            flags: flags_of(std::env::vars()),
             webhook_secret: text("ANCESTRAL_WEBHOOK_SECRET").unwrap_or_default(),
         }
     }
+}
+
+/// What begins with `ANCESTRAL_`, but for the variables that are no flags.
+fn flags_of(variables: impl Iterator<Item = (String, String)>) -> Vec<(String, String)> {
+    const NO_FLAGS: [&str; 2] = ["LOG", "WEBHOOK_SECRET"];
+    let mut flags: Vec<(String, String)> = variables
+        .filter_map(|(name, value)| {
+            let name = name.strip_prefix("ANCESTRAL_")?;
+            let is_flag = !NO_FLAGS.contains(&name);
+            is_flag.then(|| (name.to_lowercase().replace('_', "-"), value))
+        })
+        .collect();
+    flags.sort();
+    flags
 }

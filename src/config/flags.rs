@@ -6,11 +6,13 @@
 use std::path::Path;
 use std::sync::LazyLock;
 
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::own_flags::OWN_FLAGS;
+use super::start_config::ConfigError;
 
 /// One flag of A1111.
 #[derive(Debug, Deserialize)]
@@ -63,6 +65,60 @@ impl Flags {
             .ignore_errors(ignore_errors)
             .try_get_matches_from(arguments)?;
         Ok(Self { matches })
+    }
+
+    /// Adds flags that stand elsewhere to `arguments`, unless the command line has them: from
+    /// `ANCESTRAL_` variables, then from the file of `--flags-file`. Of both, the former wins.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or names a flag that does not exist.
+    pub(super) fn complete(
+        arguments: &[String],
+        variables: &[(String, String)],
+    ) -> Result<Vec<String>, ConfigError> {
+        let command = command();
+        // Only which flags are there matters here; the whole is checked when it is complete.
+        let Ok(matches) = command
+            .clone()
+            .ignore_errors(true)
+            .try_get_matches_from(arguments)
+        else {
+            return Ok(arguments.to_vec());
+        };
+        let mut known: Vec<String> = Vec::new();
+        let mut complete = arguments.to_vec();
+        let file = matches
+            .get_one::<String>("flags-file")
+            .cloned()
+            .or_else(|| {
+                let variable = variables.iter().find(|(name, _)| name == "flags-file");
+                variable.map(|(_, value)| value.clone())
+            });
+        let of_variables = variables
+            .iter()
+            .map(|(name, value)| (name.clone(), toml::Value::String(value.clone())));
+        let of_file = match &file {
+            Some(path) => read_file(path)?,
+            None => Vec::new(),
+        };
+        for (name, value) in of_variables
+            .chain(of_file)
+            .filter(|(name, _)| name != "flags-file")
+        {
+            let argument = command
+                .get_arguments()
+                .find(|argument| argument.get_long() == Some(&name));
+            let Some(argument) = argument else {
+                return Err(ConfigError::UnknownSetting { name });
+            };
+            let id = argument.get_id().as_str();
+            let given = matches.value_source(id) == Some(ValueSource::CommandLine);
+            if !given && !known.contains(&name) {
+                complete.extend(words(&name, &value, argument.get_action().takes_values()));
+            }
+            known.push(name);
+        }
+        Ok(complete)
     }
 
     /// The value of a flag that takes one.
@@ -132,6 +188,39 @@ impl Flags {
             "dict" => serde_json::from_str(given[0]).unwrap_or(Value::Null),
             _ => Value::from(given[0]),
         }
+    }
+}
+
+/// The flags of a TOML file: `port = 7860`, `listen = true`, `styles-file = ["a.csv", "b.csv"]`.
+fn read_file(path: &str) -> Result<Vec<(String, toml::Value)>, ConfigError> {
+    let refused = |problem: String| ConfigError::File {
+        path: path.into(),
+        problem,
+    };
+    let text = fs_err::read_to_string(path).map_err(|error| refused(error.kind().to_string()))?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|error: toml::de::Error| refused(error.message().to_owned()))?;
+    Ok(table.into_iter().collect())
+}
+
+/// A setting as words of a command line.
+fn words(name: &str, value: &toml::Value, takes_value: bool) -> Vec<String> {
+    let flag = format!("--{name}");
+    let text = |value: &toml::Value| match value {
+        toml::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    if !takes_value {
+        let off = ["", "0", "false", "no"].contains(&text(value).to_lowercase().as_str());
+        return if off { Vec::new() } else { vec![flag] };
+    }
+    match value {
+        toml::Value::Array(items) => {
+            let pair = |item| [flag.clone(), text(item)];
+            items.iter().flat_map(pair).collect()
+        }
+        value => vec![flag, text(value)],
     }
 }
 
@@ -256,6 +345,49 @@ mod tests {
     fn unknown_flags_stop_the_start() {
         let arguments = ["ancestral".to_owned(), "--no-such-flag".to_owned()];
         assert!(Flags::parse(&arguments, false).is_err());
+    }
+
+    /// The words that follow the program's own arguments.
+    fn completed(arguments: &[&str], variables: &[(&str, &str)]) -> Vec<String> {
+        let mut all = vec!["ancestral".to_owned()];
+        all.extend(arguments.iter().map(ToString::to_string));
+        let variables: Vec<(String, String)> = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        Flags::complete(&all, &variables)
+            .expect("complete")
+            .split_off(all.len())
+    }
+
+    #[test]
+    fn the_command_line_wins_over_variables_and_those_over_the_file() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let text = "port = 1\nlisten = true\nnowebui = false\nqueue-size = 3\nstyles-file = [\"a\", \"b\"]\n";
+        fs_err::write(file.path(), text).expect("written");
+        let path = file.path().display().to_string();
+        let variables = [("queue-size", "4"), ("threads", "2")];
+        let words = completed(&["--flags-file", &path, "--port", "9"], &variables);
+        let expected = [
+            "--queue-size",
+            "4",
+            "--threads",
+            "2",
+            "--listen",
+            "--styles-file",
+            "a",
+            "--styles-file",
+            "b",
+        ];
+        assert_eq!(words, expected);
+        assert_eq!(completed(&[], &[("listen", "0")]), [""; 0]);
+    }
+
+    #[test]
+    fn a_setting_that_does_not_exist_stops_the_start() {
+        let variables = [("no-such-flag".to_owned(), "1".to_owned())];
+        let error = Flags::complete(&["ancestral".to_owned()], &variables).unwrap_err();
+        assert!(error.to_string().contains("no-such-flag"));
     }
 
     #[test]

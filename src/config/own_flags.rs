@@ -11,6 +11,11 @@ pub(super) struct OwnFlag {
 /// They are not part of the echo, which clients parse strictly.
 pub(super) const OWN_FLAGS: &[OwnFlag] = &[
     OwnFlag {
+        name: "flags-file",
+        value: Some("FILE"),
+        help: "A TOML file with flags, for example port = 7860; the command line and ANCESTRAL_PORT and the like win over it",
+    },
+    OwnFlag {
         name: "execution-provider",
         value: Some("NAME[,NAME...]"),
         help: "Execution providers to try in order: tensorrt, cuda, directml, cpu [default: cuda, directml, cpu]",

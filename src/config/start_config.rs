@@ -24,6 +24,10 @@ pub enum ConfigError {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error("--flags-file: {path}: {problem}")]
+    File { path: PathBuf, problem: String },
+    #[error("there is no flag --{name}, which the environment or the file of --flags-file sets")]
+    UnknownSetting { name: String },
     #[error("the working directory cannot be read: {0}")]
     WorkingDirectory(std::io::Error),
 }
@@ -178,6 +182,10 @@ impl Command {
                     .split_whitespace()
                     .map(str::to_owned),
             );
+        }
+        let serves = words.get(1).is_none_or(|word| word.starts_with('-'));
+        if serves {
+            words = Flags::complete(&words, &environment.flags)?;
         }
         let flags = Flags::parse(&words, environment.ignore_flag_errors)?;
         let path = |matches: &clap::ArgMatches, name: &str| {

@@ -17,7 +17,7 @@ const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records"
 const KEYS: TableDefinition<'_, &str, &str> = TableDefinition::new("idempotency_keys");
 
 /// A job that was running when the process ended is tried so often in all.
-pub const ATTEMPT_LIMIT: u32 = 3;
+pub const ATTEMPT_LIMIT: u32 = 5;
 
 /// Why a job cannot be kept or found again.
 #[derive(Debug, thiserror::Error)]

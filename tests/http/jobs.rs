@@ -214,7 +214,7 @@ async fn what_a_former_process_left_is_finished_or_given_up() {
         };
         keep("queued", KeptState::Queued, 0);
         keep("running", KeptState::Running, 1);
-        keep("deadly", KeptState::Running, 3);
+        keep("deadly", KeptState::Running, 5);
     }
     Kept::resume(&fixture.app.server().clone().into());
     for id in ["queued", "running"] {
@@ -224,7 +224,7 @@ async fn what_a_former_process_left_is_finished_or_given_up() {
     }
     let given_up = until(&fixture, "deadly", "failed").await;
     let why = given_up["error"]["errors"].as_str().expect("a reason");
-    assert!(why.contains("3 times"), "{why}");
+    assert!(why.contains("5 times"), "{why}");
 }
 
 #[actix_web::test]
