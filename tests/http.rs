@@ -251,18 +251,15 @@ async fn overrides_last_for_one_request_unless_asked_otherwise() {
     });
     let answer = server.post(TXT2IMG, &request).await;
     assert_eq!(clip_skip(&answer).to_string(), "2");
-    // As A1111, a checkpoint that does not exist is taken out of the echo.
     let echo = &answer.json()["parameters"]["override_settings"];
-    assert_eq!(
-        echo,
-        &json!({"CLIP_stop_at_last_layers": 2.0, "no_such_option": 1})
-    );
+    assert_eq!(echo, &request["override_settings"]);
     let options = server.get("/sdapi/v1/options").await.json();
     assert_eq!(options["CLIP_stop_at_last_layers"], 1);
     request["override_settings_restore_afterwards"] = json!(false);
     server.post(TXT2IMG, &request).await;
     let options = server.get("/sdapi/v1/options").await.json();
     assert_eq!(options["CLIP_stop_at_last_layers"], 2.0);
+    assert_eq!(options["sd_model_checkpoint"], Value::Null);
 }
 
 #[actix_web::test]

@@ -96,13 +96,6 @@ impl Body {
     pub fn object(&self, name: &str) -> Option<&Map<String, Value>> {
         self.value(name).as_object()
     }
-
-    /// Removes a key from an object field, as A1111 does with unknown checkpoints.
-    pub fn remove_from_object(&mut self, name: &str, key: &str) {
-        if let Some(Value::Object(fields)) = self.fields.get_mut(name) {
-            fields.shift_remove(key);
-        }
-    }
 }
 
 /// Reads a body as FastAPI does: JSON where the content type says so or is missing, else a text that

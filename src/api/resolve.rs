@@ -95,12 +95,14 @@ impl Resolved {
 
     /// Overrides that stay in force after the request, if it asked for that.
     #[must_use]
-    pub fn lasting_overrides(&self) -> Option<&Map<String, Value>> {
+    pub fn lasting_overrides(&self) -> Option<Map<String, Value>> {
         let restore = self.body.value("override_settings_restore_afterwards");
         if restore == &Value::Bool(true) {
             return None;
         }
-        self.body.object("override_settings")
+        let mut overrides = self.body.object("override_settings")?.clone();
+        overrides.retain(|key, _| !self.ignored_overrides.contains(key));
+        Some(overrides)
     }
 }
 
@@ -211,29 +213,28 @@ fn style_texts(names: &[String], book: &dyn StyleBook) -> Vec<(String, String)> 
     names.iter().map(texts).collect()
 }
 
-/// The options of this job. A checkpoint that does not exist is taken out of the request, as A1111 does.
+/// The options of this job. A checkpoint that does not exist changes nothing, as in A1111.
 fn overridden_options(
-    body: &mut Body,
+    body: &Body,
     context: &ResolveContext<'_>,
     ignored: &mut Vec<String>,
 ) -> Options {
     const CHECKPOINT: &str = "sd_model_checkpoint";
     let mut options = context.options.clone();
-    let checkpoint = body
-        .object("override_settings")
-        .and_then(|overrides| overrides.get(CHECKPOINT));
-    let known = match checkpoint {
-        None => true,
-        Some(name) => name
-            .as_str()
-            .is_some_and(|name| context.checkpoints.is_alias(name)),
+    let Some(overrides) = body.object("override_settings") else {
+        return options;
     };
-    if !known {
-        body.remove_from_object("override_settings", CHECKPOINT);
+    let mut overrides = overrides.clone();
+    let unknown = overrides.get(CHECKPOINT).is_some_and(|name| {
+        !name
+            .as_str()
+            .is_some_and(|name| context.checkpoints.is_alias(name))
+    });
+    if unknown {
+        overrides.shift_remove(CHECKPOINT);
+        ignored.push(CHECKPOINT.to_owned());
     }
-    if let Some(overrides) = body.object("override_settings") {
-        ignored.extend(Settings::apply_overrides(&mut options, overrides));
-    }
+    ignored.extend(Settings::apply_overrides(&mut options, &overrides));
     options
 }
 

@@ -13,6 +13,26 @@ pub struct SamplerChoice {
     pub scheduler: String,
 }
 
+impl SamplerChoice {
+    /// The scheduler that the sampler takes by itself need not be named, as A1111 reads infotexts.
+    #[must_use]
+    pub(super) fn with_own_scheduler_automatic(mut self) -> Self {
+        let own = SAMPLERS
+            .iter()
+            .find(|sampler| sampler.name == self.sampler)
+            .and_then(|sampler| sampler.default_scheduler);
+        let named = SCHEDULERS
+            .iter()
+            .find(|scheduler| scheduler.label == self.scheduler);
+        if own.is_some() && named.map(|scheduler| scheduler.name) == own {
+            AUTOMATIC.clone_into(&mut self.scheduler);
+        }
+        self
+    }
+}
+
+const AUTOMATIC: &str = "Automatic";
+
 /// Resolves the request's `sampler_name` (or `sampler_index`) and `scheduler`.
 #[must_use]
 pub fn choose_sampler(name: &str, scheduler: Option<&str>) -> SamplerChoice {
@@ -39,10 +59,10 @@ pub fn choose_sampler(name: &str, scheduler: Option<&str>) -> SamplerChoice {
         Some(wanted) => SCHEDULERS
             .iter()
             .find(|known| known.name == wanted || known.label == wanted)
-            .map_or("Automatic", |known| known.label),
+            .map_or(AUTOMATIC, |known| known.label),
         None => match from_suffix {
             Some(known) if sampler.default_scheduler != Some(known.name) => known.label,
-            _ => "Automatic",
+            _ => AUTOMATIC,
         },
     };
     SamplerChoice {

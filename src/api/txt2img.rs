@@ -1,5 +1,7 @@
 //! From the fields of `POST /sdapi/v1/txt2img` to pipeline parameters.
 
+use serde_json::Value;
+
 use super::infotext_field::{Target, apply_infotext};
 use super::resolve::common_params;
 use super::scripts::{check_alwayson, chosen_script};
@@ -22,6 +24,10 @@ pub fn resolve_txt2img(mut body: Body, context: &ResolveContext<'_>) -> Result<R
     if body.bool("enable_hr") {
         params.hires = Some(hires(&body));
     }
+    // A1111 looks an infotext's scheduler up before it echoes it, and finds none of this name.
+    if body.text("hr_scheduler") == Some(SAME_SCHEDULER) && !body.sent("hr_scheduler") {
+        body.set("hr_scheduler", Value::from("Automatic"));
+    }
     Ok(Resolved {
         params,
         script,
@@ -31,6 +37,8 @@ pub fn resolve_txt2img(mut body: Body, context: &ResolveContext<'_>) -> Result<R
         mask: None,
     })
 }
+
+const SAME_SCHEDULER: &str = "Use same scheduler";
 
 fn hires(body: &Body) -> HiresParams {
     let size = |name: &str| body.int(name).unwrap_or(0).max(0) as usize;
@@ -51,7 +59,7 @@ fn hires(body: &Body) -> HiresParams {
             .map(str::to_owned),
         scheduler: body
             .nonempty_text("hr_scheduler")
-            .filter(|name| *name != "Use same scheduler")
+            .filter(|name| *name != SAME_SCHEDULER)
             .map(str::to_owned),
         prompt: body.text("hr_prompt").unwrap_or("").to_owned(),
         negative_prompt: body.text("hr_negative_prompt").unwrap_or("").to_owned(),

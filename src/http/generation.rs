@@ -67,18 +67,12 @@ pub(super) fn carry_out(
         let keys = resolved.ignored_overrides.join(", ");
         tracing::warn!(
             keys,
-            "override_settings: unknown options or values of another type are ignored"
+            "override_settings: unknown options and checkpoints, and values of another type, are ignored"
         );
     }
     resolved.decode_pictures(server.pictures())?;
     if let Some(overrides) = resolved.lasting_overrides() {
-        let known = server.settings.snapshot();
-        let lasting = overrides
-            .iter()
-            .filter(|(key, _)| known.get(key).is_some())
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
-        if let Err(error) = server.settings.change_in_memory(&lasting) {
+        if let Err(error) = server.settings.change_in_memory(&overrides) {
             tracing::warn!(%error, "override_settings are not kept");
         }
     }

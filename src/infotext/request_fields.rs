@@ -1,7 +1,7 @@
 //! The request field `infotext`: which fields of a request a parsed infotext fills.
 //!
-//! Two defects of the original are not kept: its "Use same …" texts, which it then refuses as
-//! sampler names, are null here, and styles that were found are a list.
+//! Of two defects of the original, one is kept in the echo alone: its "Use same …" texts, which it then
+//! refuses as sampler names, mean what they say here. Styles that were found are a list.
 
 use serde_json::{Map, Number, Value, json};
 
@@ -13,8 +13,6 @@ enum Kind {
     Float,
     /// A list of texts.
     List,
-    /// A text, or null where the infotext says "Use same …".
-    TextOrSame,
 }
 
 const STEPS_AND_SEEDS: &[(&str, &str, Kind)] = &[
@@ -45,9 +43,9 @@ const TXT2IMG: &[(&str, &str, Kind)] = &[
     ("Hires steps", "hr_second_pass_steps", Kind::Integer),
     ("Hires resize-1", "hr_resize_x", Kind::Integer),
     ("Hires resize-2", "hr_resize_y", Kind::Integer),
-    ("Hires checkpoint", "hr_checkpoint_name", Kind::TextOrSame),
-    ("Hires sampler", "hr_sampler_name", Kind::TextOrSame),
-    ("Hires schedule type", "hr_scheduler", Kind::TextOrSame),
+    ("Hires checkpoint", "hr_checkpoint_name", Kind::Text),
+    ("Hires sampler", "hr_sampler_name", Kind::Text),
+    ("Hires schedule type", "hr_scheduler", Kind::Text),
     ("Hires prompt", "hr_prompt", Kind::Text),
     ("Hires negative prompt", "hr_negative_prompt", Kind::Text),
 ];
@@ -87,14 +85,6 @@ fn map_fields(table: &[(&str, &str, Kind)], fields: &Map<String, Value>) -> Map<
 fn convert(value: &Value, kind: Kind) -> Option<Value> {
     match kind {
         Kind::Text => Some(json!(value.as_str()?)),
-        Kind::TextOrSame => {
-            let text = value.as_str()?;
-            Some(if text.starts_with("Use same ") {
-                Value::Null
-            } else {
-                json!(text)
-            })
-        }
         Kind::Integer => Some(json!(as_integer(value)?)),
         Kind::Float => Number::from_f64(as_float(value)?).map(Value::Number),
         Kind::List => value.is_array().then(|| value.clone()),
@@ -359,8 +349,8 @@ mod tests {
             ("seed_resize_from_h", json!(32)),
             ("seed_resize_from_w", json!(48)),
             ("hr_sampler_name", json!("DPM++ 2M")),
-            ("hr_scheduler", json!(null)),
-            ("hr_checkpoint_name", json!(null)),
+            ("hr_scheduler", json!("Use same scheduler")),
+            ("hr_checkpoint_name", json!("Use same checkpoint")),
         ] {
             assert_eq!(request[field], want, "{field}");
         }
