@@ -40,6 +40,8 @@ pub enum StartError {
     Runtime(#[from] RuntimeError),
     #[error("the checkpoint {0} does not exist; name another with --ckpt")]
     CheckpointMissing(PathBuf),
+    #[error("the VAE {0} does not exist; name another with --vae-path")]
+    VaeMissing(PathBuf),
     #[error("there is no checkpoint in {0}; put a .safetensors file there or name one with --ckpt")]
     NoCheckpoint(PathBuf),
     #[error("--execution-provider: {0}")]
@@ -79,6 +81,9 @@ impl App {
         {
             return Err(StartError::CheckpointMissing(path.clone()));
         }
+        if let Some(path) = config.folders.vae.as_ref().filter(|path| !path.is_file()) {
+            return Err(StartError::VaeMissing(path.clone()));
+        }
         let catalogue = Arc::new(catalogue(&config.folders));
         if catalogue.checkpoints().is_empty() {
             let folder = config.folders.models.join("Stable-diffusion");
@@ -91,6 +96,7 @@ impl App {
             ProviderConfig {
                 tower_folders: vec![config.folders.models.clone()],
                 memory_budget_bytes: memory_budget(&config.runtime),
+                answers_nan: config.runtime.answers_nan,
             },
         );
         let engine = Arc::new(Pipeline {
@@ -112,7 +118,7 @@ impl App {
         config.prepare_data_folder()?;
         let (settings, warning) =
             Settings::load(&config.folders.options_file, config.freeze.clone());
-        if let Some(warning) = warning {
+        for warning in warning.iter().chain(&config.ineffective_flags) {
             tracing::warn!("{warning}");
         }
         let outputs = OutputFolders::new(
@@ -360,6 +366,8 @@ fn catalogue(folders: &Folders) -> Catalogue {
         models_dir: folders.models.clone(),
         ckpt_dir,
         vae_dir: folders.vaes.get(1).cloned(),
+        vae_path: folders.vae.clone(),
+        no_hashing: folders.no_hashing,
         extra_checkpoints: folders.checkpoint.iter().cloned().collect(),
         network_dirs: folders.loras.clone(),
         embeddings_dir: Some(folders.embeddings.clone()),

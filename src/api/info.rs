@@ -16,7 +16,7 @@ pub(super) fn info_text(result: &GenerationResult, body: &Body) -> String {
         body.value("subseed_strength").clone()
     };
     let (vae_name, vae_hash) = match &result.vae_file {
-        Some((name, hash)) => (json!(name), json!(hash)),
+        Some((name, hash)) => (json!(name), known(hash)),
         None => (Value::Null, Value::Null),
     };
     let first_text = |values: &[String]| values.first().cloned().unwrap_or_default();
@@ -46,7 +46,8 @@ pub(super) fn info_text(result: &GenerationResult, body: &Body) -> String {
         json!(result.face_restoration_model),
     );
     put("sd_model_name", json!(result.model_name));
-    put("sd_model_hash", json!(result.model_short_hash));
+    // Python's None where the hash is not known.
+    put("sd_model_hash", known(&result.model_short_hash));
     put("sd_vae_name", vae_name);
     put("sd_vae_hash", vae_hash);
     put("seed_resize_from_w", json!(result.seed_resize_from.0));
@@ -67,6 +68,14 @@ pub(super) fn info_text(result: &GenerationResult, body: &Body) -> String {
     );
     put("version", json!(result.version));
     json_dumps(&Value::Object(info))
+}
+
+fn known(hash: &str) -> Value {
+    if hash.is_empty() {
+        Value::Null
+    } else {
+        json!(hash)
+    }
 }
 
 #[cfg(test)]

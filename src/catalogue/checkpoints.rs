@@ -18,6 +18,10 @@ pub struct CatalogueConfig {
     pub ckpt_dir: Option<PathBuf>,
     /// `--vae-dir`.
     pub vae_dir: Option<PathBuf>,
+    /// `--vae-path`: the VAE of every checkpoint, whatever the options say.
+    pub vae_path: Option<PathBuf>,
+    /// `--no-hashing`: hashes that are not known yet are not computed.
+    pub no_hashing: bool,
     /// Checkpoints outside the folders (`--ckpt`, the embedded model); first in the list.
     pub extra_checkpoints: Vec<PathBuf>,
     /// Folders with LoRA and their relatives; empty: `Lora` and `LyCORIS` in `models_dir`.
@@ -142,8 +146,12 @@ impl Catalogue {
     /// Scans the folders. Missing folders are empty.
     #[must_use]
     pub fn new(config: CatalogueConfig) -> Self {
+        let mut hashes = HashCache::open(config.hash_cache.clone());
+        if config.no_hashing {
+            hashes = hashes.only_remembered();
+        }
         let catalogue = Self {
-            hashes: HashCache::open(config.hash_cache.clone()),
+            hashes,
             networks: NetworkList::new(network_folders(&config)),
             embeddings: EmbeddingList::new(config.embeddings_dir.clone()),
             upscalers: upscaler_list(&config),
@@ -297,7 +305,8 @@ impl Catalogue {
         })
     }
 
-    /// A checkpoint's SHA-256; computed on the first call and then part of its title.
+    /// A checkpoint's SHA-256; computed on the first call and then part of its title. Empty with
+    /// `--no-hashing` where it is not known.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -306,11 +315,15 @@ impl Catalogue {
             return Ok(known.clone());
         }
         let sha256 = match checkpoint.format {
+            CheckpointFormat::OnnxFolder if self.config.no_hashing => return Ok(String::new()),
             CheckpointFormat::OnnxFolder => onnx_folder_hash(&checkpoint.path)?,
             CheckpointFormat::SafeTensors | CheckpointFormat::Pickle => self
                 .hashes
                 .get_or_compute(&checkpoint.cache_key(), &checkpoint.path)?,
         };
+        if sha256.is_empty() {
+            return Ok(sha256);
+        }
         let mut list = self.checkpoints.write();
         for entry in list
             .iter_mut()
@@ -321,7 +334,7 @@ impl Catalogue {
         Ok(sha256)
     }
 
-    /// A VAE file's SHA-256.
+    /// A VAE file's SHA-256; empty with `--no-hashing` where it is not known.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -331,9 +344,17 @@ impl Catalogue {
     }
 
     /// The VAE that the setting `sd_vae` means for a checkpoint: `None` is the one inside, as is
-    /// `Automatic` where no file's name begins with the checkpoint's stem.
+    /// `Automatic` where no file's name begins with the checkpoint's stem. With `--vae-path` it is
+    /// always that file.
     #[must_use]
     pub fn choose_vae(&self, setting: &str, checkpoint: &Checkpoint) -> Option<VaeFile> {
+        if let Some(path) = &self.config.vae_path {
+            let name = path.file_name().unwrap_or_default();
+            return Some(VaeFile {
+                name: name.to_string_lossy().into_owned(),
+                path: path.clone(),
+            });
+        }
         let list = self.vaes.read();
         match setting {
             "None" => None,
@@ -710,6 +731,29 @@ mod tests {
         )
         .unwrap();
         assert_eq!(name("Automatic", &n).as_deref(), Some("other.safetensors"));
+    }
+
+    #[test]
+    fn flags_force_a_vae_and_forbid_hashing() {
+        let (folder, _) = catalogue(&["Stable-diffusion/m.safetensors", "VAE/m-vae.pt"]);
+        let forced = folder.path().join("elsewhere.safetensors");
+        let catalogue = Catalogue::new(CatalogueConfig {
+            models_dir: folder.path().to_owned(),
+            vae_path: Some(forced.clone()),
+            no_hashing: true,
+            ..CatalogueConfig::default()
+        });
+        let m = catalogue.find_exact("m").unwrap();
+        for setting in ["Automatic", "None", "m-vae.pt"] {
+            let vae = catalogue.choose_vae(setting, &m).unwrap();
+            assert_eq!(
+                (vae.name.as_str(), &vae.path),
+                ("elsewhere.safetensors", &forced)
+            );
+        }
+        assert_eq!(catalogue.ensure_hash(&m).unwrap(), "");
+        assert_eq!(catalogue.find_exact("m").unwrap().title(), "m.safetensors");
+        assert_eq!(catalogue.vae_hash(&catalogue.vaes()[0]).unwrap(), "");
     }
 
     #[cfg(unix)]

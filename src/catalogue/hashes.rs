@@ -22,6 +22,7 @@ struct Entry {
 #[derive(Debug)]
 pub struct HashCache {
     file: Option<PathBuf>,
+    computes: bool,
     entries: Mutex<BTreeMap<String, Entry>>,
 }
 
@@ -43,8 +44,16 @@ impl HashCache {
             .unwrap_or_default();
         Self {
             file,
+            computes: true,
             entries: Mutex::new(entries),
         }
+    }
+
+    /// Answers hashes that are not remembered with an empty text (`--no-hashing`).
+    #[must_use]
+    pub fn only_remembered(mut self) -> Self {
+        self.computes = false;
+        self
     }
 
     /// The remembered hash, if the file has not changed since.
@@ -77,6 +86,9 @@ impl HashCache {
     ) -> std::io::Result<String> {
         if let Some(known) = self.get(key, path) {
             return Ok(known);
+        }
+        if !self.computes {
+            return Ok(String::new());
         }
         let sha256 = compute(path)?;
         if let Some(mtime) = modified(path) {

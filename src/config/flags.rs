@@ -1,7 +1,7 @@
 //! The command line: A1111's 126 flags from `cmd-flags.json`, ours beside them.
 //!
-//! Every flag of A1111 is accepted and echoed by `GET /sdapi/v1/cmd-flags`; those without a help
-//! text in the table have no effect here.
+//! Every flag of A1111 is accepted and echoed by `GET /sdapi/v1/cmd-flags`; those with a note instead
+//! of a help text in the table have no effect here. `docs/FLAGS.md` is that table for people.
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -31,6 +31,8 @@ struct FlagEntry {
     #[serde(default)]
     choices: Vec<String>,
     help: Option<String>,
+    /// Why a flag has no effect here.
+    note: Option<String>,
 }
 
 static FLAGS: LazyLock<Vec<FlagEntry>> = LazyLock::new(|| {
@@ -140,6 +142,23 @@ impl Flags {
     #[must_use]
     pub fn given(&self, dest: &str) -> bool {
         self.matches.get_flag(dest)
+    }
+
+    /// The flags given that have no effect here, each with the reason, for the log.
+    #[must_use]
+    pub fn without_effect(&self) -> Vec<String> {
+        FLAGS
+            .iter()
+            .filter_map(|entry| {
+                let given = if entry.takes_value {
+                    !self.values(&entry.dest).is_empty()
+                } else {
+                    self.given(&entry.dest)
+                };
+                let note = entry.note.as_ref().filter(|_| given)?;
+                Some(format!("{} has no effect here: {note}", entry.flag))
+            })
+            .collect()
     }
 
     /// The subcommand and its two possible arguments.
@@ -286,7 +305,10 @@ fn argument(entry: &'static FlagEntry) -> Arg {
     argument = match &entry.help {
         Some(help) => argument.help(help.as_str()),
         None => argument
-            .help("Accepted as A1111 does; has no effect here")
+            .help(format!(
+                "Accepted as A1111 does, without effect here: {}",
+                entry.note.as_deref().unwrap_or_default()
+            ))
             .hide_short_help(true),
     };
     argument = match (entry.action.as_str(), entry.takes_value) {
@@ -388,6 +410,38 @@ mod tests {
         let variables = [("no-such-flag".to_owned(), "1".to_owned())];
         let error = Flags::complete(&["ancestral".to_owned()], &variables).unwrap_err();
         assert!(error.to_string().contains("no-such-flag"));
+    }
+
+    #[test]
+    fn the_document_has_every_flag_and_what_it_does() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/FLAGS.md");
+        let document = fs_err::read_to_string(path).expect("the document is there");
+        let rows: Vec<&str> = document
+            .lines()
+            .filter(|line| line.starts_with("| `-"))
+            .collect();
+        let wanted: Vec<String> = FLAGS
+            .iter()
+            .map(|entry| {
+                let effect = match (&entry.help, &entry.note) {
+                    (Some(help), None) => help.clone(),
+                    (None, Some(note)) => format!("none: {note}"),
+                    _ => panic!("{} needs either a help text or a note", entry.flag),
+                };
+                format!("| `{}` | {effect} |", entry.flag)
+            })
+            .collect();
+        assert_eq!(rows, wanted);
+    }
+
+    #[test]
+    fn flags_without_effect_are_told() {
+        let flags = parse(&["--xformers", "--gradio-auth", "a:b", "--listen"]);
+        let told = flags.without_effect();
+        assert_eq!(told.len(), 2);
+        assert!(told[0].starts_with("--xformers has no effect here: "));
+        assert!(told[1].contains("--api-auth"), "{told:?}");
+        assert!(!told[1].contains("a:b"));
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub struct Config {
     pub progress_bars: bool,
     pub log_filter: String,
     pub log_json: bool,
+    /// Sentences on flags that were given and have no effect here.
+    pub ineffective_flags: Vec<String>,
     /// The body of `GET /sdapi/v1/cmd-flags`.
     pub flag_echo: Map<String, Value>,
 }
@@ -130,8 +132,8 @@ pub struct Folders {
     pub gfpgan_model: Option<PathBuf>,
     pub styles: Vec<PathBuf>,
     pub options_file: PathBuf,
-    /// `false` with `--no-hashing`.
-    pub hashing: bool,
+    /// `--no-hashing`: hashes that are not known yet are not computed.
+    pub no_hashing: bool,
     /// Where `params.txt` goes; `None` with `--no-prompt-history`.
     pub prompt_history: Option<PathBuf>,
     /// `--gradio-allowed-path`: further folders that the `outdir_…` options may point to.
@@ -150,6 +152,8 @@ pub struct RuntimeConfig {
     pub device_id: i32,
     pub model_memory_bytes: Option<u64>,
     pub load_at_start: bool,
+    /// `--disable-nan-check`: a picture of no numbers is answered, black, instead of an error.
+    pub answers_nan: bool,
 }
 
 /// Options that clients may not change.
@@ -237,6 +241,7 @@ impl Config {
             progress_bars: !flags.given("disable_console_progressbars"),
             log_filter: log_filter(flags, environment),
             log_json: flags.given("log-json"),
+            ineffective_flags: flags.without_effect(),
             flag_echo: flags.echo(&folders.data, &here),
             folders,
         })
@@ -382,7 +387,7 @@ impl Folders {
             gfpgan_model: flags.value("gfpgan_model").map(PathBuf::from),
             styles,
             options_file: given("ui_settings_file").unwrap_or_else(|| data.join("config.json")),
-            hashing: !flags.given("no_hashing"),
+            no_hashing: flags.given("no_hashing"),
             prompt_history: (!flags.given("no_prompt_history")).then(|| data.join("params.txt")),
             allowed_outputs: flags
                 .values("gradio_allowed_path")
@@ -422,6 +427,7 @@ impl RuntimeConfig {
             device_id: number(flags, "device_id")?.unwrap_or(0),
             model_memory_bytes: memory.map(|gib| (gib * BYTES_PER_GIB) as u64),
             load_at_start: !flags.given("skip_load_model_at_start"),
+            answers_nan: flags.given("disable_nan_check"),
         })
     }
 }

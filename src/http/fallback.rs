@@ -4,12 +4,17 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, HeaderValue, LOCATION};
 use actix_web::{HttpRequest, HttpResponse, web};
 
+use super::Server;
 use super::respond::detail;
 use super::routes::Known;
 
 /// 405 with the methods of the first route of that path, 307 where the path without its trailing slash
 /// exists, else 404. As FastAPI's router.
-pub(super) async fn no_route(request: HttpRequest, known: web::Data<Known>) -> HttpResponse {
+pub(super) async fn no_route(
+    request: HttpRequest,
+    known: web::Data<Known>,
+    server: web::Data<Server>,
+) -> HttpResponse {
     // The path as the router reads it, with what was percent-encoded for no reason decoded.
     let path = request.match_info().as_str();
     if let Some(first) = known.methods(path).first() {
@@ -21,14 +26,20 @@ pub(super) async fn no_route(request: HttpRequest, known: web::Data<Known>) -> H
     }
     let shorter = path.trim_end_matches('/');
     if shorter.len() < path.len() && !known.methods(shorter).is_empty() {
-        return redirect(&request, shorter);
+        return redirect(&request, &server.config.server.subpath, shorter);
     }
     detail(StatusCode::NOT_FOUND, "Not Found")
 }
 
-fn redirect(request: &HttpRequest, path: &str) -> HttpResponse {
+/// `subpath` is cut off by the proxy that shows this server under it, and must be in front again.
+fn redirect(request: &HttpRequest, subpath: &str, path: &str) -> HttpResponse {
     let connection = request.connection_info();
-    let mut target = format!("{}://{}{path}", connection.scheme(), connection.host());
+    let mut target = format!("{}://{}", connection.scheme(), connection.host());
+    if !subpath.is_empty() {
+        target.push('/');
+        target.push_str(subpath);
+    }
+    target.push_str(path);
     if !request.query_string().is_empty() {
         target.push('?');
         target.push_str(request.query_string());

@@ -71,10 +71,10 @@ pub(super) fn carry_out(
         );
     }
     resolved.decode_pictures(server.pictures())?;
-    if let Some(overrides) = resolved.lasting_overrides() {
-        if let Err(error) = server.settings.change_in_memory(&overrides) {
-            tracing::warn!(%error, "override_settings are not kept");
-        }
+    if let Some(overrides) = resolved.lasting_overrides()
+        && let Err(error) = server.settings.change_in_memory(&overrides)
+    {
+        tracing::warn!(%error, "override_settings are not kept");
     }
     let result = match &resolved.script {
         None => server.engine.generate(&resolved.params, board)?,

@@ -23,10 +23,16 @@ pub(super) async fn docs() -> HttpResponse {
         .body(include_str!("docs.html"))
 }
 
-/// `GET /openapi.json`
+/// `GET /openapi.json`; with `--subpath` it names the path that clients see.
 pub(super) async fn openapi(server: web::Data<Server>) -> HttpResponse {
     let config = &server.config.server;
-    json_answer(&openapi_document(config.web_routes, config.server_stop))
+    let mut document = openapi_document(config.web_routes, config.server_stop);
+    if let (false, Value::Object(parts)) = (config.subpath.is_empty(), &mut document) {
+        // Behind `openapi` and `info`, where FastAPI puts it.
+        let servers = json!([{"url": format!("/{}", config.subpath)}]);
+        parts.shift_insert(2, "servers".to_owned(), servers);
+    }
+    json_answer(&document)
 }
 
 /// `GET /app_id`: a number that differs from start to start.

@@ -34,6 +34,8 @@ pub struct ProviderConfig {
     pub tower_folders: Vec<PathBuf>,
     /// Bytes of weights that may stay loaded; what was used last always stays.
     pub memory_budget_bytes: u64,
+    /// Results that are no numbers are answered (`--disable-nan-check`).
+    pub answers_nan: bool,
 }
 
 impl Default for ProviderConfig {
@@ -41,6 +43,7 @@ impl Default for ProviderConfig {
         Self {
             tower_folders: Vec::new(),
             memory_budget_bytes: 8 << 30,
+            answers_nan: false,
         }
     }
 }
@@ -212,6 +215,7 @@ impl Provider {
             size_embedding_width: main.size_embedding_width,
             networks: networks.named,
             missing_networks: networks.missing,
+            checks_nan: !self.config.answers_nan,
         })
     }
 

@@ -328,9 +328,12 @@ impl<'a> Job<'a> {
             let hashes: Vec<String> = model
                 .networks
                 .iter()
+                .filter(|(_, hash)| !hash.is_empty())
                 .map(|(name, hash)| format!("{}: {hash}", name.replace([':', ','], "")))
                 .collect();
-            self.extra.set("Lora hashes", hashes.join(", "));
+            if !hashes.is_empty() {
+                self.extra.set("Lora hashes", hashes.join(", "));
+            }
         }
     }
 

@@ -143,6 +143,7 @@ impl JobText<'_> {
         let when = |condition: bool, value: Value| if condition { value } else { Value::Null };
         let option = |key: &str| options.get(key).cloned().unwrap_or(Value::Null);
         let (vae_name, vae_hash) = self.model.vae_file.clone().unzip();
+        let vae_hash = vae_hash.filter(|hash| !hash.is_empty());
         let varied = params.subseed_strength != 0.0;
         let (resize_height, resize_width) = params.seed_resize_from;
         let image_cfg = params.img2img.as_ref().and_then(|it| it.image_cfg_scale);

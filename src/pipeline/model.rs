@@ -45,7 +45,7 @@ pub trait Vae: Send + Sync {
 pub struct Model {
     /// The file's stem, A1111's "Model".
     pub name: String,
-    /// First 10 hex digits of the file's SHA-256.
+    /// First 10 hex digits of the file's SHA-256; empty where it is not known.
     pub short_hash: String,
     pub family: Family,
     pub prediction: Prediction,
@@ -71,6 +71,8 @@ pub struct Model {
     pub networks: Vec<(String, String)>,
     /// Networks asked for and not found.
     pub missing_networks: Vec<String>,
+    /// Results that are no numbers are errors.
+    pub checks_nan: bool,
 }
 
 impl Model {

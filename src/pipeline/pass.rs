@@ -95,7 +95,9 @@ pub(super) fn run(
         }),
     };
     let outcome = sampling::run(plan, context).map_err(sampling_failure)?;
-    sampling::check_nan(&outcome.latent).map_err(sampling_failure)?;
+    if model.checks_nan {
+        sampling::check_nan(&outcome.latent).map_err(sampling_failure)?;
+    }
     Ok((outcome, taken_over.into_inner()))
 }
 

@@ -82,7 +82,15 @@ impl Unet for ToyUnet {
 }
 
 /// Three of the latent's channels as colours, every value a square of 8 pixels.
-struct ToyVae;
+struct ToyVae {
+    /// Decodes everything to no numbers.
+    broken: bool,
+}
+
+/// VAE names that [`ToyModels`] knows beside `toy.vae.pt`: both decode to no numbers.
+pub(crate) const BROKEN_VAE: &str = "broken.pt";
+/// As with `--disable-nan-check`.
+pub(crate) const BROKEN_VAE_UNCHECKED: &str = "broken-unchecked.pt";
 
 impl Vae for ToyVae {
     fn encode(&self, pixels: &Array4<f32>) -> Result<Posterior, Cause> {
@@ -98,7 +106,13 @@ impl Vae for ToyVae {
         let (rows, _, height, width) = latent.dim();
         Ok(Array4::from_shape_fn(
             (rows, 3, height * 8, width * 8),
-            |(row, c, y, x)| (latent[[row, c, y / 8, x / 8]] * 0.2).tanh(),
+            |(row, c, y, x)| {
+                if self.broken {
+                    f32::NAN
+                } else {
+                    (latent[[row, c, y / 8, x / 8]] * 0.2).tanh()
+                }
+            },
         ))
     }
 }
@@ -130,7 +144,9 @@ impl ModelProvider for ToyModels {
             alphas_cumprod,
             unet: Arc::new(ToyUnet),
             text_encoders: vec![Arc::new(ToyText)],
-            vae: Arc::new(ToyVae),
+            vae: Arc::new(ToyVae {
+                broken: [BROKEN_VAE, BROKEN_VAE_UNCHECKED].contains(&request.vae.as_str()),
+            }),
             vae_file: (request.vae == "toy.vae.pt")
                 .then(|| ("toy.vae.pt".to_owned(), "abcdef0123".to_owned())),
             embeddings: None,
@@ -138,6 +154,7 @@ impl ModelProvider for ToyModels {
             size_embedding_width: 256,
             networks: Vec::new(),
             missing_networks: Vec::new(),
+            checks_nan: request.vae != BROKEN_VAE_UNCHECKED,
         }))
     }
 
