@@ -552,3 +552,21 @@ async fn every_documented_operation_exists() {
     let schema = &paths[TXT2IMG]["post"]["requestBody"]["content"]["application/json"]["schema"];
     assert_eq!(schema["$ref"], reference);
 }
+
+#[actix_web::test]
+async fn hints_are_a1111s_settings_in_its_order() {
+    let recorded = include_str!("../compat-tests/golden/cases/internal-quicksettings-hint.json");
+    let recorded: Value = serde_json::from_str(recorded).expect("JSON");
+    let names = |hints: &Value| -> Vec<String> {
+        let hints = hints.as_array().expect("a list").iter();
+        hints
+            .filter_map(|hint| hint["name"].as_str().map(str::to_owned))
+            .collect()
+    };
+    let mut want = names(&recorded["response"]);
+    // There are no callbacks here whose priority could be set.
+    want.retain(|name| !name.starts_with("prioritized_callbacks_"));
+    let server = Fixture::new(&[]);
+    let hints = server.get("/internal/quicksettings-hint").await.json();
+    assert_eq!(names(&hints), want);
+}

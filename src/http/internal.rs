@@ -8,7 +8,7 @@ use super::quirks::read_json_without_content_type;
 use super::respond::{Answer, empty_object, json as json_answer};
 use super::state::preview_options;
 use crate::api::{ApiError, INTERNAL_PROGRESS, preview_url};
-use crate::config::{OptionKind, option_table};
+use crate::config::{OptionEntry, OptionKind, option_table};
 
 /// `GET /internal/ping`
 pub(super) async fn ping() -> HttpResponse {
@@ -51,14 +51,68 @@ pub(super) async fn pending_tasks(server: web::Data<Server>) -> HttpResponse {
     json_answer(&json!({"size": tasks.len(), "tasks": tasks}))
 }
 
-/// `GET /internal/quicksettings-hint`: every setting with a sentence on it.
+/// `GET /internal/quicksettings-hint`: every setting with a sentence on it, in the order of A1111's
+/// settings page. Explanations have no label there either.
 pub(super) async fn quicksettings_hint() -> HttpResponse {
-    let hints = option_table()
-        .iter()
-        .filter(|entry| entry.kind != OptionKind::Html)
-        .map(|entry| json!({"name": entry.key, "label": entry.meaning}))
+    let mut settings: Vec<&OptionEntry> = option_table().iter().collect();
+    settings.sort_by_key(|entry| place_on_page(entry));
+    let label = |entry: &OptionEntry| match entry.kind {
+        OptionKind::Html => String::new(),
+        OptionKind::Bool
+        | OptionKind::Int
+        | OptionKind::Float
+        | OptionKind::Str
+        | OptionKind::List
+        | OptionKind::Null => entry.meaning.clone(),
+    };
+    let hints = settings
+        .into_iter()
+        .map(|entry| json!({"name": entry.key, "label": label(entry)}))
         .collect();
     json_answer(&hints)
+}
+
+/// The sections of A1111's settings page from top to bottom; one explanation stands by itself.
+const PAGE: &[&str] = &[
+    "Paths for saving",
+    "Saving images/grids",
+    "Saving to a directory",
+    "Compatibility",
+    "Extra Networks",
+    "Optimizations",
+    "Sampler parameters",
+    "Stable Diffusion",
+    "Stable Diffusion 3",
+    "Stable Diffusion XL",
+    "VAE",
+    "img2img",
+    "Gallery",
+    "Infotext",
+    "Live previews",
+    "Prompt editing",
+    "Settings in UI",
+    "UI alternatives",
+    "User interface",
+    "API",
+    "VAE, explained",
+    "Profiler",
+    "System",
+    "Face restoration",
+    "Postprocessing",
+    "Upscaling",
+    "Training",
+    "Canvas Hotkeys",
+    "Hidden options",
+    "Hypertile",
+    "Interrogate",
+];
+
+fn place_on_page(entry: &OptionEntry) -> Option<usize> {
+    let section = match entry.key.as_str() {
+        "sd_vae_explanation" => "VAE, explained",
+        _ => entry.section.as_deref().unwrap_or(""),
+    };
+    PAGE.iter().position(|known| *known == section)
 }
 
 /// `GET /internal/profile-startup`
