@@ -5,6 +5,7 @@
 
 mod answer;
 mod body;
+mod dynamic_prompts;
 mod error;
 mod extras;
 mod field;
@@ -24,6 +25,7 @@ mod txt2img;
 
 pub use answer::{encode_picture, generation_answer, preview_url};
 pub use body::{Body, query_bool, read_body, read_json};
+pub use dynamic_prompts::DynamicPromptsSetting;
 pub use error::{ApiError, FieldError};
 pub use extras::{ExtrasRequest, extras_answer, resolve_extras};
 pub use field::{Field, Kind};

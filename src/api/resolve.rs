@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::{ApiError, Body, PictureAccess};
+use super::{ApiError, Body, DynamicPromptsSetting, PictureAccess};
 use crate::config::{Options, Settings};
 use crate::pipeline::{GenerationParams, PictureLists, PictureSaver, Saving, noise_source};
 use crate::scripts::ScriptCall;
@@ -48,6 +48,7 @@ pub struct ResolveContext<'a> {
     pub checkpoints: &'a dyn CheckpointNames,
     pub styles: &'a dyn StyleBook,
     pub saver: Arc<dyn PictureSaver>,
+    pub dynamic_prompts: DynamicPromptsSetting,
     /// Names of the upscalers in the order in which they are listed.
     pub upscalers: Vec<String>,
     /// The noise source `GPU` means the CPU generator (`--use-cpu all`).
@@ -177,6 +178,7 @@ pub(super) fn common_params(
         noise_generator: noise_source(&options, context.noise_on_cpu),
         noise_on_cpu: context.noise_on_cpu,
         lists: PictureLists::default(),
+        dynamic_prompts: None,
         first_entries: Map::new(),
         options: Arc::new(options),
     })

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
 
+use super::dynamic_prompts::{self, DynamicPromptsSetting};
 use super::{ApiError, Body, ResolveContext};
 use crate::scripts::{Arguments, SCRIPTS, ScriptCall, Surroundings, Tab, find_script};
 
@@ -46,6 +47,8 @@ static SCRIPT_INFO: LazyLock<Vec<Map<String, Value>>> = LazyLock::new(|| {
 /// Names that stand in the choices of scripts.
 #[derive(Debug, Clone, Default)]
 pub struct ScriptChoices {
+    /// Dynamic prompts are in force and so are listed.
+    pub dynamic_prompts: bool,
     pub checkpoints: Vec<String>,
     pub upscalers: Vec<String>,
 }
@@ -53,6 +56,9 @@ pub struct ScriptChoices {
 /// The body of `GET /sdapi/v1/script-info`: the scripts that this server has.
 #[must_use]
 pub fn script_info(choices: &ScriptChoices) -> Value {
+    let extension = choices
+        .dynamic_prompts
+        .then(|| [false, true].map(dynamic_prompts::info));
     SCRIPT_INFO
         .iter()
         .filter(|script| {
@@ -79,6 +85,7 @@ pub fn script_info(choices: &ScriptChoices) -> Value {
             }
             Value::Object(shown)
         })
+        .chain(extension.into_iter().flatten())
         .collect()
 }
 
@@ -97,7 +104,7 @@ fn name_of(script: &Map<String, Value>) -> &str {
 /// The body of `GET /sdapi/v1/scripts`: selectable scripts, then always-on ones. A1111 writes the
 /// names in lower case, but for `Hypertile`, and does not list `Comments`.
 #[must_use]
-pub fn script_names() -> Value {
+pub fn script_names(dynamic_prompts: bool) -> Value {
     let names = |tab: Tab| -> Vec<String> {
         let selectable = SCRIPTS
             .iter()
@@ -106,7 +113,8 @@ pub fn script_names() -> Value {
         let listed = always_on(tab)
             .iter()
             .copied()
-            .filter(|title| *title != "Comments");
+            .filter(|title| *title != "Comments")
+            .chain(dynamic_prompts.then_some(dynamic_prompts::NAME));
         selectable
             .chain(listed)
             .map(|title| match title {
@@ -180,6 +188,7 @@ pub(super) fn chosen_script(
 pub(super) fn check_alwayson(
     tab: Tab,
     entries: &Map<String, Value>,
+    dynamic_prompts: &DynamicPromptsSetting,
 ) -> Result<Map<String, Value>, ApiError> {
     let mut arguments = Map::new();
     for (title, entry) in entries {
@@ -187,7 +196,7 @@ pub(super) fn check_alwayson(
             let detail = "Cannot have a selectable script in the always on scripts params";
             return Err(ApiError::http(422, detail));
         }
-        if !holds(always_on(tab), title) {
+        if !holds(always_on(tab), title) && !dynamic_prompts.is_meant(title) {
             if is_switched_off(title, entry) {
                 continue;
             }

@@ -11,6 +11,7 @@ mod networks;
 mod pickle;
 mod tensor_file;
 mod upscalers;
+mod wildcards;
 
 pub use checkpoints::{Catalogue, CatalogueConfig, Checkpoint, CheckpointFormat, VaeFile};
 pub use embeddings::{EmbeddingFile, EmbeddingList};
@@ -22,3 +23,4 @@ pub use networks::{NetworkFile, NetworkList};
 pub use pickle::{Item, PickleError, TorchFile};
 pub use tensor_file::{StoredTensor, StoredType, TensorFile, TensorFileError};
 pub use upscalers::{REALESRGAN_MODELS, RealEsrganModel, UpscalerFile, UpscalerList};
+pub use wildcards::{WildcardFile, WildcardFolders, WildcardKind};

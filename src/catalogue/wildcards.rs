@@ -93,7 +93,9 @@ fn walk(root: &Path, folder: &Path, depth: usize, files: &mut Vec<WildcardFile>)
             continue;
         }
         if path.is_dir() {
-            let hidden = path.file_name().is_some_and(|it| it.to_string_lossy().starts_with('.'));
+            let hidden = path
+                .file_name()
+                .is_some_and(|it| it.to_string_lossy().starts_with('.'));
             if depth < MAX_DEPTH && !hidden {
                 walk(root, &path, depth + 1, files);
             }
@@ -128,7 +130,13 @@ mod tests {
         let data = tempfile::tempdir().expect("a temporary folder");
         let folder = data.path().join("wildcards");
         fs_err::create_dir_all(folder.join("a/b")).expect("folders");
-        for name in ["color.txt", "a/b/deep.txt", "tree.yaml", "list.json", "readme.md"] {
+        for name in [
+            "color.txt",
+            "a/b/deep.txt",
+            "tree.yaml",
+            "list.json",
+            "readme.md",
+        ] {
             fs_err::write(folder.join(name), "red\n").expect("a file");
         }
         fs_err::write(data.path().join("secret.txt"), "secret").expect("a file");

@@ -36,6 +36,16 @@ pub(super) const OWN_FLAGS: &[OwnFlag] = &[
         help: "Memory that loaded checkpoints may take together [default: half of the machine's]",
     },
     OwnFlag {
+        name: "dynamic-prompts",
+        value: Some("auto|on|off"),
+        help: "Wildcards and dynamic prompts; auto: on where DATA/wildcards or the extension's folder of wildcards is there [default: auto]",
+    },
+    OwnFlag {
+        name: "wildcards-dir",
+        value: Some("FOLDER"),
+        help: "A folder of wildcards besides DATA/wildcards and DATA/extensions/sd-dynamic-prompts/wildcards",
+    },
+    OwnFlag {
         name: "queue-size",
         value: Some("N"),
         help: "Requests that may wait for their turn [default: 256]",

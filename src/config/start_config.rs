@@ -58,6 +58,7 @@ pub struct Config {
     pub queue: QueueConfig,
     pub webhook: WebhookConfig,
     pub limits: RequestLimits,
+    pub dynamic_prompts: DynamicPromptsMode,
     /// `--use-cpu all`: the noise source `GPU` means the CPU generator.
     pub noise_on_cpu: bool,
     pub progress_bars: bool,
@@ -67,6 +68,35 @@ pub struct Config {
     pub ineffective_flags: Vec<String>,
     /// The body of `GET /sdapi/v1/cmd-flags`.
     pub flag_echo: Map<String, Value>,
+}
+
+/// `--dynamic-prompts`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DynamicPromptsMode {
+    /// In force where a folder of wildcards is there: a data folder without one behaves as A1111
+    /// without the extension. A request may switch them on.
+    #[default]
+    Auto,
+    /// In force unless a request switches them off.
+    On,
+    /// The extension is not there.
+    Off,
+}
+
+impl DynamicPromptsMode {
+    fn from_flags(flags: &Flags) -> Result<Self, ConfigError> {
+        const FLAG: &str = "dynamic-prompts";
+        match flags.value(FLAG) {
+            None | Some("auto") => Ok(Self::Auto),
+            Some("on") => Ok(Self::On),
+            Some("off") => Ok(Self::Off),
+            Some(other) => Err(ConfigError::Value {
+                flag: FLAG,
+                value: other.to_owned(),
+                problem: "is none of auto, on, off",
+            }),
+        }
+    }
 }
 
 /// Where and how the server answers.
@@ -131,6 +161,8 @@ pub struct Folders {
     /// `--gfpgan-model`, if given.
     pub gfpgan_model: Option<PathBuf>,
     pub styles: Vec<PathBuf>,
+    /// Files of wildcards for dynamic prompts.
+    pub wildcards: Vec<PathBuf>,
     pub options_file: PathBuf,
     /// `--no-hashing`: hashes that are not known yet are not computed.
     pub no_hashing: bool,
@@ -234,6 +266,7 @@ impl Config {
             queue: QueueConfig::from_flags(flags)?,
             webhook: WebhookConfig::from_flags(flags, environment),
             limits: RequestLimits::from_flags(flags)?,
+            dynamic_prompts: DynamicPromptsMode::from_flags(flags)?,
             noise_on_cpu: flags
                 .values("use_cpu")
                 .iter()
@@ -360,6 +393,11 @@ impl Folders {
             or_model("swinir_models_path", "SwinIR"),
             or_model("scunet_models_path", "ScuNET"),
         ];
+        let mut wildcards = vec![
+            data.join("wildcards"),
+            data.join("extensions/sd-dynamic-prompts/wildcards"),
+        ];
+        wildcards.extend(given("wildcards-dir"));
         let mut styles: Vec<PathBuf> = flags
             .values("styles_file")
             .into_iter()
@@ -386,6 +424,7 @@ impl Folders {
             ],
             gfpgan_model: flags.value("gfpgan_model").map(PathBuf::from),
             styles,
+            wildcards,
             options_file: given("ui_settings_file").unwrap_or_else(|| data.join("config.json")),
             no_hashing: flags.given("no_hashing"),
             prompt_history: (!flags.given("no_prompt_history")).then(|| data.join("params.txt")),

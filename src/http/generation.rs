@@ -9,8 +9,10 @@ use super::Server;
 use super::current_model::CurrentModel;
 use super::job_request::{RequestKind, answer};
 use super::respond::Answer;
-use crate::api::{ApiError, CheckpointNames, ResolveContext, Resolved, generation_answer};
-use crate::catalogue::Catalogue;
+use crate::api::{
+    ApiError, CheckpointNames, DynamicPromptsSetting, ResolveContext, Resolved, generation_answer,
+};
+use crate::catalogue::{Catalogue, WildcardFolders};
 use crate::config::Options;
 use crate::jobs::Board;
 
@@ -45,6 +47,7 @@ pub(super) fn context(server: &Server, options: Options) -> ResolveContext<'_> {
         checkpoints: server.catalogue.as_ref(),
         styles: server.styles.as_ref(),
         saver: Arc::clone(&server.saver),
+        dynamic_prompts: dynamic_prompts(server),
         upscalers: super::lists::upscaler_names(server),
         noise_on_cpu: server.config.noise_on_cpu,
     }
@@ -55,6 +58,16 @@ pub(super) fn current_options(server: &Server) -> Options {
     let mut values = server.settings.snapshot().values().clone();
     CurrentModel(server).show(&mut values);
     Options::new(values)
+}
+
+/// Whether prompts are expanded, and where wildcards are.
+pub(super) fn dynamic_prompts(server: &Server) -> DynamicPromptsSetting {
+    DynamicPromptsSetting {
+        mode: server.config.dynamic_prompts,
+        wildcards: Arc::new(WildcardFolders::new(
+            server.config.folders.wildcards.clone(),
+        )),
+    }
 }
 
 /// The job on the queue's thread: decode, generate, encode.

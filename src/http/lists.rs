@@ -7,6 +7,7 @@ use actix_web::{HttpResponse, web};
 use serde_json::{Map, Value, json};
 
 use super::Server;
+use super::generation::dynamic_prompts;
 use super::respond::{Answer, json as json_answer, null};
 use crate::api;
 use crate::catalogue::EmbeddingFile;
@@ -182,14 +183,15 @@ fn embedding_items(files: &[EmbeddingFile]) -> Map<String, Value> {
 }
 
 /// `GET /sdapi/v1/scripts`
-pub(super) async fn scripts() -> HttpResponse {
-    json_answer(&api::script_names())
+pub(super) async fn scripts(server: web::Data<Server>) -> HttpResponse {
+    json_answer(&api::script_names(dynamic_prompts(&server).active()))
 }
 
 /// `GET /sdapi/v1/script-info`
 pub(super) async fn script_info(server: web::Data<Server>) -> HttpResponse {
     let checkpoints = server.catalogue.checkpoints();
     json_answer(&api::script_info(&api::ScriptChoices {
+        dynamic_prompts: dynamic_prompts(&server).active(),
         checkpoints: checkpoints
             .iter()
             .map(crate::catalogue::Checkpoint::title)

@@ -28,7 +28,7 @@ use super::prompts::{BatchPrompts, JobPrompts};
 use super::saving::save_init_images;
 use super::{
     Cause, GenerateError, GeneratedImage, GenerationParams, GenerationResult, JobControl, Model,
-    ModelProvider, ModelRequest, image_conditioning, latents, token_merging,
+    ModelProvider, ModelRequest, dynamic_prompts, image_conditioning, latents, token_merging,
 };
 
 /// Carries out one txt2img or img2img job.
@@ -40,7 +40,8 @@ pub fn generate(
     models: &dyn ModelProvider,
     control: &dyn JobControl,
 ) -> Result<GenerationResult, GenerateError> {
-    Job::new(params, models, control)?.run()
+    let expanded = dynamic_prompts::expand(params, control)?;
+    Job::new(expanded.as_ref().unwrap_or(params), models, control)?.run()
 }
 
 /// The sampler and scheduler of a pass.

@@ -3,6 +3,7 @@
 
 mod conditions;
 mod control;
+mod dynamic_prompts;
 mod error;
 mod extras;
 mod faces;
@@ -25,6 +26,7 @@ mod upscalers;
 pub use crate::rng::MAX_RANDOM_SEED;
 pub use crate::sampling::{SAMPLERS, SCHEDULERS};
 pub use control::{JobControl, Unattended};
+pub use dynamic_prompts::DynamicPrompts;
 pub use error::GenerateError;
 pub use extras::{ExtrasImage, ExtrasParams, ExtrasResult, ExtrasSize, ExtrasStage, extras};
 pub use faces::{

@@ -68,6 +68,8 @@ pub struct GenerationParams {
     pub noise_on_cpu: bool,
     /// Prompts and seeds picture by picture, where a script sets them.
     pub lists: PictureLists,
+    /// How templates in the prompts are expanded; `None`: not at all.
+    pub dynamic_prompts: Option<super::DynamicPrompts>,
     /// Infotext entries that stand before all others of the job, as a script sets them.
     pub first_entries: serde_json::Map<String, serde_json::Value>,
     /// Every option of A1111's settings as it stands for this job, overrides applied.

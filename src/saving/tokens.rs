@@ -221,6 +221,7 @@ pub(super) mod tests {
             options: Settings::in_memory().snapshot(),
             checkpoints: &AnyCheckpoint,
             upscalers: Vec::new(),
+            dynamic_prompts: crate::api::DynamicPromptsSetting::default(),
             styles: &NoStyles,
             noise_on_cpu: false,
             saver: std::sync::Arc::new(crate::pipeline::NoSaver),

@@ -24,7 +24,8 @@ impl Arguments {
     }
 
     /// Python's truth of a value.
-    pub(super) fn bool(&self, index: usize) -> bool {
+    #[must_use]
+    pub fn bool(&self, index: usize) -> bool {
         match self.value(index) {
             Value::Null => false,
             Value::Bool(flag) => *flag,
@@ -36,7 +37,10 @@ impl Arguments {
     }
 
     /// A number, also one that is written as text.
-    pub(super) fn float(&self, index: usize) -> Result<f64, GenerateError> {
+    ///
+    /// # Errors
+    /// When the argument is something else.
+    pub fn float(&self, index: usize) -> Result<f64, GenerateError> {
         let number = match self.value(index) {
             Value::Number(number) => number.as_f64(),
             Value::Bool(flag) => Some(f64::from(u8::from(*flag))),
@@ -55,7 +59,10 @@ impl Arguments {
     }
 
     /// A number without its fraction.
-    pub(super) fn int(&self, index: usize) -> Result<i64, GenerateError> {
+    ///
+    /// # Errors
+    /// When the argument is no number.
+    pub fn int(&self, index: usize) -> Result<i64, GenerateError> {
         Ok(self.float(index)?.trunc() as i64)
     }
 
