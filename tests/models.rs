@@ -853,3 +853,32 @@ fn one_row(input: &UnetInput, row: usize) -> UnetInput {
             .map(|vector| vector.slice(s![row..=row, ..]).to_owned()),
     }
 }
+
+#[test]
+fn a_call_in_flight_is_stopped_and_the_next_one_runs() {
+    let model = built("tiny-sd1");
+    let input = |side: usize| UnetInput {
+        sample: pattern((2, 4, side, side), 1.0),
+        timestep: vec![500.0; 2],
+        context: pattern((2, 77, 128), 1.0),
+        vector: None,
+    };
+    let (large, small) = (input(128), input(8));
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    let result = std::thread::scope(|scope| {
+        let call = scope.spawn(|| {
+            let result = model.unet.predict(&large);
+            ended.store(true, std::sync::atomic::Ordering::Release);
+            result
+        });
+        // Only calls that have begun are stopped, so it is asked until this one has.
+        while !ended.load(std::sync::atomic::Ordering::Acquire) {
+            model.unet.terminate();
+            std::thread::yield_now();
+        }
+        call.join().unwrap()
+    });
+    let message = result.unwrap_err().to_string();
+    assert!(message.contains("stopped"), "{message}");
+    model.unet.predict(&small).unwrap();
+}

@@ -3,10 +3,16 @@
 
 #[path = "support/golden_models.rs"]
 mod golden_models;
+#[path = "support/stuck_models.rs"]
+mod stuck_models;
+#[path = "support/toy_models.rs"]
+mod toy_models;
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use actix_web::App as ActixApp;
 use actix_web::body::MessageBody as _;
@@ -14,12 +20,15 @@ use actix_web::http::StatusCode;
 use actix_web::middleware::from_fn;
 use actix_web::test::{TestRequest, call_service, init_service};
 use ancestral::app::App;
+use ancestral::catalogue::{Catalogue, CatalogueConfig};
 use ancestral::config::Config;
 use ancestral::http;
+use ancestral::jobs::Engine;
 use ancestral::runtime::{LibrarySearch, find_library};
 use base64::Engine as _;
 use image::RgbImage;
 use serde_json::{Value, json};
+use stuck_models::StuckEngine;
 
 /// A server over a data folder with the golden models; `tiny-sd2-v` is its checkpoint.
 struct Studio {
@@ -53,6 +62,20 @@ impl Studio {
         flags.extend(["--ort-library", &library]);
         let config = Config::from_arguments(&flags).expect("the flags are accepted");
         let app = App::build(config).expect("the app is built");
+        Self { app, _data: data }
+    }
+
+    /// A server over an engine of the test's own.
+    fn over(engine: impl Engine + 'static) -> Self {
+        let data = tempfile::tempdir().expect("a temporary folder");
+        let folder = data.path().display().to_string();
+        let config =
+            Config::from_arguments(&["--data-dir", &folder]).expect("the flags are accepted");
+        let catalogue = Arc::new(Catalogue::new(CatalogueConfig {
+            models_dir: config.folders.models.clone(),
+            ..CatalogueConfig::default()
+        }));
+        let app = App::with_engine(config, Arc::new(engine), catalogue).expect("the app is built");
         Self { app, _data: data }
     }
 
@@ -340,4 +363,171 @@ async fn a_batch_equals_its_pictures_drawn_alone() {
             assert!(together.pictures == alone, "{}: batch_size", sampler.name);
         }
     }
+}
+
+/// Interrupt and skip do not wait for the step to end: they answer with the last prediction that was
+/// complete, as A1111 does when the flag is seen before a call.
+#[actix_web::test]
+async fn interrupt_and_skip_end_a_call_in_flight() {
+    const FREE_CALLS: usize = 2;
+    let body = request(json!({"steps": 6, "n_iter": 2}));
+    let expected = Studio::over(StuckEngine::interrupted_after(FREE_CALLS));
+    let expected = expected.draw("/sdapi/v1/txt2img", &body).await;
+    assert_eq!(expected.pictures.len(), 1);
+    for (path, pictures) in [("/sdapi/v1/interrupt", 1), ("/sdapi/v1/skip", 2)] {
+        let (engine, hangs) = StuckEngine::hanging(FREE_CALLS);
+        let studio = Rc::new(Studio::over(engine));
+        let (for_job, body) = (Rc::clone(&studio), body.clone());
+        let job =
+            actix_web::rt::spawn(async move { for_job.draw("/sdapi/v1/txt2img", &body).await });
+        hangs.await.expect("the third call is made");
+        let (status, _) = studio.post(path, &Value::Null).await;
+        assert_eq!(status, StatusCode::OK);
+        let drawn = tokio::time::timeout(Duration::from_mins(1), job).await;
+        let drawn = drawn.expect("the call ends").expect("the job answers");
+        assert_eq!(drawn.pictures.len(), pictures, "{path}");
+        assert!(drawn.pictures[0] == expected.pictures[0], "{path}");
+        assert!(
+            drawn.pictures.last() != expected.pictures.first() || pictures == 1,
+            "{path}"
+        );
+    }
+}
+
+/// Options that A1111 obeys and this server does not must not be ignored.
+#[actix_web::test]
+async fn options_that_would_change_the_picture_are_refused() {
+    let studio = Studio::over(toy_models::ToyEngine);
+    let init = as_base64(&RgbImage::from_pixel(64, 48, image::Rgb([90, 120, 150])));
+    let ask = async |path: &str, changes: Value| {
+        let (status, answer) = studio.post(path, &request(changes)).await;
+        (
+            status,
+            answer["errors"].as_str().unwrap_or_default().to_owned(),
+        )
+    };
+    let sde = json!({
+        "sampler_name": "DPM++ SDE",
+        "override_settings": {"no_dpmpp_sde_batch_determinism": true},
+    });
+    for (option, path, changes) in [
+        (
+            "use_old_emphasis_implementation",
+            "txt2img",
+            json!({"override_settings": {"use_old_emphasis_implementation": true}}),
+        ),
+        ("no_dpmpp_sde_batch_determinism", "txt2img", sde),
+        (
+            "sd_vae_decode_method",
+            "txt2img",
+            json!({"override_settings": {"sd_vae_decode_method": "TAESD"}}),
+        ),
+        (
+            "sd_vae_encode_method",
+            "img2img",
+            json!({"init_images": [init], "override_settings": {"sd_vae_encode_method": "TAESD"}}),
+        ),
+        (
+            "fp8_storage",
+            "txt2img",
+            json!({"override_settings": {"fp8_storage": "Enable"}}),
+        ),
+    ] {
+        let (status, errors) = ask(&format!("/sdapi/v1/{path}"), changes).await;
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{option}");
+        assert!(errors.contains(option), "{option}: {errors}");
+    }
+    // Where they would change nothing they do not stand in the way.
+    let harmless = json!({
+        "no_dpmpp_sde_batch_determinism": true,
+        "sd_vae_encode_method": "TAESD",
+        "fp8_storage": "Enable for SDXL",
+        "upcast_attn": true,
+    });
+    let (status, errors) = ask("/sdapi/v1/txt2img", json!({"override_settings": harmless})).await;
+    assert_eq!(status, StatusCode::OK, "{errors}");
+}
+
+/// Compatibility options: each changes the picture of a request that it concerns.
+#[actix_web::test]
+async fn compatibility_options_change_what_they_concern() {
+    let studio = Studio::over(toy_models::ToyEngine);
+    let hires = json!({"enable_hr": true, "denoising_strength": 0.5, "width": 704, "height": 576, "hr_scale": 1.0});
+    for (option, value, changes) in [
+        (
+            "use_old_karras_scheduler_sigmas",
+            json!(true),
+            json!({"scheduler": "karras"}),
+        ),
+        (
+            "use_old_scheduling",
+            json!(true),
+            json!({"prompt": "a [red:blue:1.0] cube"}),
+        ),
+        ("use_downcasted_alpha_bar", json!(true), json!({})),
+        ("use_old_hires_fix_width_height", json!(true), hires),
+        ("always_discard_next_to_last_sigma", json!(true), json!({})),
+        ("sgm_noise_multiplier", json!(true), json!({})),
+        ("sd_noise_schedule", json!("Zero Terminal SNR"), json!({})),
+        ("emphasis", json!("No norm"), json!({})),
+        ("randn_source", json!("CPU"), json!({})),
+        (
+            "eta_noise_seed_delta",
+            json!(31337),
+            json!({"sampler_name": "Euler a"}),
+        ),
+        (
+            "eta_ancestral",
+            json!(0.5),
+            json!({"sampler_name": "Euler a"}),
+        ),
+        ("eta_ddim", json!(0.5), json!({"sampler_name": "DDIM"})),
+        ("s_churn", json!(5.0), json!({})),
+        ("sigma_max", json!(10.0), json!({"scheduler": "karras"})),
+        ("rho", json!(3.0), json!({"scheduler": "karras"})),
+        (
+            "uni_pc_order",
+            json!(2),
+            json!({"sampler_name": "UniPC", "steps": 6}),
+        ),
+        ("skip_early_cond", json!(0.5), json!({})),
+        ("s_min_uncond", json!(20.0), json!({"steps": 6})),
+        ("CLIP_stop_at_last_layers", json!(2), json!({})),
+        (
+            "enable_prompt_comments",
+            json!(false),
+            json!({"prompt": "a cube # red"}),
+        ),
+        (
+            "comma_padding_backtrack",
+            json!(0),
+            json!({"prompt": format!("{}, {}", "cat ".repeat(70), "dog ".repeat(9))}),
+        ),
+    ] {
+        let mut changed = changes.clone();
+        changed["override_settings"] = json!({option: value});
+        let plain = studio.txt2img(changes).await;
+        let changed = studio.txt2img(changed).await;
+        assert!(changed.pictures != plain.pictures, "{option}");
+    }
+}
+
+/// The option `sd_lora` adds a network to every prompt that does not name it.
+#[actix_web::test]
+async fn the_default_lora_is_added_once() {
+    let studio = Studio::shared();
+    let draw = async |prompt: &str, options: Value| {
+        studio
+            .txt2img(json!({"prompt": prompt, "override_settings": options}))
+            .await
+    };
+    let tag = "<lora:tiny-sd2-v-lora:0.75>";
+    let options = json!({"sd_lora": "tiny-sd2-v-lora", "extra_networks_default_multiplier": 0.75});
+    let added = draw("a cube", options.clone()).await;
+    let named = draw(&format!("a cube{tag}"), json!({})).await;
+    assert!(added.pictures == named.pictures);
+    assert_eq!(added.infotexts, named.infotexts);
+    let own = draw("a cube<lora:tiny-sd2-v-lora:0.2>", options).await;
+    assert!(!own.infotexts[0].contains(tag));
+    assert!(own.pictures != added.pictures);
 }

@@ -187,6 +187,30 @@ mod tests {
     }
 
     #[test]
+    fn kinds_that_need_more_than_text_are_refused_by_name() {
+        let tower = ("cond_stage_model.model.ln_final.weight", &[1024][..]);
+        for (tensor, kind) in [
+            (
+                "depth_model.model.pretrained.act_postprocess3.0.project.0.bias",
+                "depth-to-image",
+            ),
+            ("embedder.model.ln_final.weight", "unCLIP"),
+            (
+                "model.diffusion_model.x_embedder.proj.weight",
+                "Stable Diffusion 3",
+            ),
+            (
+                "cond_stage_model.roberta.embeddings.word_embeddings.weight",
+                "AltDiffusion",
+            ),
+        ] {
+            let reason = family(&[INPUT, tower, (tensor, &[768])]).unwrap_err();
+            assert!(reason.contains(kind), "{reason}");
+            assert!(reason.contains("not supported"), "{reason}");
+        }
+    }
+
+    #[test]
     fn files_that_are_no_checkpoints_are_named() {
         assert!(
             family(&[("lora_unet_x.lora_up.weight", &[1])])

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::meter::Meter;
 use super::preview::preview;
 use super::terminal::Terminal;
-use crate::pipeline::{Family, JobControl, MAX_RANDOM_SEED};
+use crate::pipeline::{Family, JobControl, MAX_RANDOM_SEED, Stop};
 use crate::sampling::Latent;
 
 /// The fields of `state` in A1111's order.
@@ -66,10 +66,31 @@ pub struct TaskProgress {
     pub text: Option<String>,
 }
 
+/// What ends the work in flight.
+#[derive(Default)]
+struct StopSlot(Mutex<Option<Stop>>);
+
+impl StopSlot {
+    fn call(&self) {
+        // Called without the lock: the work that ends may empty the slot.
+        let stop = self.0.lock().clone();
+        if let Some(stop) = stop {
+            stop();
+        }
+    }
+}
+
+impl std::fmt::Debug for StopSlot {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("StopSlot")
+    }
+}
+
 /// A1111's `state`, of one job.
 #[derive(Debug)]
 pub struct Board {
     inner: Mutex<Inner>,
+    stop: StopSlot,
     terminal: Arc<Terminal>,
     meter: Meter,
 }
@@ -119,6 +140,7 @@ impl Board {
                     grid: true,
                 },
             }),
+            stop: StopSlot::default(),
             terminal: Arc::new(Terminal::new(terminal_bars)),
             meter: Meter::default(),
         }
@@ -150,6 +172,7 @@ impl Board {
                 preview_step: 0,
                 preview_options: previous.preview_options,
             }),
+            stop: StopSlot::default(),
             terminal: Arc::clone(&self.terminal),
             meter,
         }
@@ -158,11 +181,13 @@ impl Board {
     /// Stops the running job; without one only the flag shows it, until the next job begins.
     pub fn interrupt(&self) {
         self.inner.lock().state.interrupted = true;
+        self.stop.call();
     }
 
     /// Ends the running batch.
     pub fn skip(&self) {
         self.inner.lock().state.skipped = true;
+        self.stop.call();
     }
 
     /// The progress of the running job. `options` decide whether a new preview is made.
@@ -339,6 +364,10 @@ impl JobControl for Board {
         inner.step_begin = Instant::now();
         drop(inner);
         self.terminal.step(index);
+    }
+
+    fn stop_with(&self, stop: Option<Stop>) {
+        *self.stop.0.lock() = stop;
     }
 
     fn set_text(&self, text: Option<&str>) {

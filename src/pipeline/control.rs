@@ -1,8 +1,13 @@
 //! How a running job reports its progress and learns that it should stop.
 
+use std::sync::Arc;
+
 use crate::sampling::Latent;
 
 use super::Family;
+
+/// Ends the work in flight; may be called from any thread and at any time.
+pub type Stop = Arc<dyn Fn() + Send + Sync>;
 
 /// The owner of a running job: `jobs` fulfils it with A1111's `state`, tests with [`Unattended`].
 pub trait JobControl: Send + Sync {
@@ -22,6 +27,9 @@ pub trait JobControl: Send + Sync {
     fn set_sampling_steps(&self, step_count: usize);
     /// Step `index` (from 0) was evaluated; `preview` is the latent to show, in the UNet's scale.
     fn step(&self, index: usize, preview: &Latent, family: Family);
+    /// What ends the work in flight when the job is interrupted or skipped, on top of what
+    /// [`Self::interrupted`] and [`Self::skipped`] say; `None`: that work is over.
+    fn stop_with(&self, stop: Option<Stop>);
     /// A1111's `state.textinfo`.
     fn set_text(&self, text: Option<&str>);
     /// A random seed, 0 to 4294967293.
@@ -47,6 +55,7 @@ impl JobControl for Unattended {
     fn next_job(&self) {}
     fn set_sampling_steps(&self, _step_count: usize) {}
     fn step(&self, _index: usize, _preview: &Latent, _family: Family) {}
+    fn stop_with(&self, _stop: Option<Stop>) {}
     fn set_text(&self, _text: Option<&str>) {}
     fn random_seed(&self) -> i64 {
         0

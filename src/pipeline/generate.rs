@@ -28,7 +28,8 @@ use super::prompts::{BatchPrompts, JobPrompts};
 use super::saving::save_init_images;
 use super::{
     Cause, GenerateError, GeneratedImage, GenerationParams, GenerationResult, JobControl, Model,
-    ModelProvider, ModelRequest, dynamic_prompts, image_conditioning, latents, token_merging,
+    ModelProvider, ModelRequest, dynamic_prompts, image_conditioning, latents, refusals,
+    token_merging,
 };
 
 /// Carries out one txt2img or img2img job.
@@ -120,7 +121,7 @@ impl<'a> Job<'a> {
         models: &'a dyn ModelProvider,
         control: &'a dyn JobControl,
     ) -> Result<Self, GenerateError> {
-        refuse_what_cannot_be_drawn(params)?;
+        refusals::check(params)?;
         let hires = params
             .hires
             .as_ref()
@@ -174,6 +175,7 @@ impl<'a> Job<'a> {
         self.control
             .set_job_count(self.params.batch_count as i64 * passes);
         let mut model = self.load(&[])?;
+        refusals::check_family(&self.params.options, model.family)?;
         let init = self.prepare(&model)?;
         let mut images = Vec::new();
         let mut label = self.route.label();
@@ -857,33 +859,6 @@ fn uses_image_conditioning(model: &Model) -> bool {
 
 fn overlay_failure(source: Cause) -> GenerateError {
     GenerateError::InvalidValue(source.to_string())
-}
-
-/// Numbers that no picture can be made with, and options that the graphs cannot carry out.
-fn refuse_what_cannot_be_drawn(params: &GenerationParams) -> Result<(), GenerateError> {
-    let invalid = |what: &str| Err(GenerateError::InvalidValue(what.to_owned()));
-    if params.step_count == 0 {
-        return invalid("steps must be at least 1");
-    }
-    if params.batch_size == 0 {
-        return invalid("batch_size must be at least 1");
-    }
-    if params.hires.is_some() && params.denoising_strength.is_none() {
-        return invalid("hires fix needs denoising_strength");
-    }
-    let unsupported = |what: &str| Err(GenerateError::Unsupported(what.to_owned()));
-    let options = &params.options;
-    // Without hires fix there is no second pass for the third option to act in.
-    let in_second_pass = params.hires.is_some() && options.bool("hypertile_enable_unet_secondpass");
-    if options.bool("hypertile_enable_unet")
-        || options.bool("hypertile_enable_vae")
-        || in_second_pass
-    {
-        return unsupported(
-            "hypertile is not supported: set hypertile_enable_unet, hypertile_enable_unet_secondpass and hypertile_enable_vae to false",
-        );
-    }
-    Ok(())
 }
 
 fn check_size((width, height): (usize, usize)) -> Result<(), GenerateError> {

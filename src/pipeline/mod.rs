@@ -19,13 +19,14 @@ mod model;
 mod params;
 mod pass;
 mod prompts;
+mod refusals;
 mod saving;
 mod token_merging;
 mod upscalers;
 
 pub use crate::rng::MAX_RANDOM_SEED;
 pub use crate::sampling::{SAMPLERS, SCHEDULERS};
-pub use control::{JobControl, Unattended};
+pub use control::{JobControl, Stop, Unattended};
 pub use dynamic_prompts::DynamicPrompts;
 pub use error::GenerateError;
 pub use extras::{ExtrasImage, ExtrasParams, ExtrasResult, ExtrasSize, ExtrasStage, extras};

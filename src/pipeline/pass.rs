@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
@@ -16,7 +17,7 @@ use crate::sampling::{
 };
 
 use super::job_text::ExtraParams;
-use super::{Cause, Family, GenerateError, GenerationParams, JobControl, Model};
+use super::{Cause, Family, GenerateError, GenerationParams, JobControl, Model, Stop};
 
 /// What one pass walks with.
 pub(super) struct Pass {
@@ -50,10 +51,22 @@ pub(super) fn run(
     let options = &params.options;
     control.set_sampling_steps(walked_steps(&pass));
     let taken_over = RefCell::new(None);
+    // The first call is always finished, so that there is a prediction to answer with.
+    let has_prediction = Arc::new(AtomicBool::new(false));
+    let stop_of = |model: &Model| -> Stop {
+        let (unet, has_prediction) = (Arc::clone(&model.unet), Arc::clone(&has_prediction));
+        Arc::new(move || {
+            if has_prediction.load(Ordering::Acquire) {
+                unet.terminate();
+            }
+        })
+    };
+    control.stop_with(Some(stop_of(model)));
     let mut load = refiner.map(|make| {
-        let taken_over = &taken_over;
+        let (taken_over, stop_of) = (&taken_over, &stop_of);
         move || {
             let (model, conditioning) = make()?;
+            control.stop_with(Some(stop_of(&model)));
             let swapped = SwappedModel {
                 model: sampling_model(&model),
                 conditioning,
@@ -85,6 +98,7 @@ pub(super) fn run(
         noise: rng,
         interrupted: &interrupted,
         on_step: &mut |report| {
+            has_prediction.store(true, Ordering::Release);
             control.step(report.index, report.preview, model.family);
             ControlFlow::Continue(())
         },
@@ -94,7 +108,9 @@ pub(super) fn run(
             load,
         }),
     };
-    let outcome = sampling::run(plan, context).map_err(sampling_failure)?;
+    let outcome = sampling::run(plan, context);
+    control.stop_with(None);
+    let outcome = outcome.map_err(sampling_failure)?;
     if model.checks_nan {
         sampling::check_nan(&outcome.latent).map_err(sampling_failure)?;
     }

@@ -51,12 +51,37 @@ impl JobPrompts {
             }
         };
         Self {
-            positive: positive(&lists.prompts, &params.prompt),
+            positive: with_default_lora(params, positive(&lists.prompts, &params.prompt)),
             negative: negative(&lists.negative_prompts, &params.negative_prompt),
-            hires_positive,
+            hires_positive: with_default_lora(params, hires_positive),
             hires_negative,
         }
     }
+}
+
+/// The prompts with a tag for the network that the option `sd_lora` names, where they have none for it.
+fn with_default_lora(params: &GenerationParams, prompts: Vec<String>) -> Vec<String> {
+    let name = params.options.text("sd_lora");
+    if matches!(name, "" | "None") || params.disable_extra_networks {
+        return prompts;
+    }
+    let multiplier = params.options.f64("extra_networks_default_multiplier");
+    let is_named = |prompt: &String| {
+        let (_, networks) = extract_extra_networks(prompt);
+        networks.iter().any(|network| {
+            network.kind == "lora" && network.positional.first().is_some_and(|it| it == name)
+        })
+    };
+    prompts
+        .into_iter()
+        .map(|prompt| {
+            if is_named(&prompt) {
+                prompt
+            } else {
+                format!("{prompt}<lora:{name}:{multiplier:?}>")
+            }
+        })
+        .collect()
 }
 
 /// One finished prompt a picture: those listed, or the same for all.

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::imaging::{GridRows, LegendColours, image_grid, parse_colour};
 use crate::pipeline::{
     Family, GenerateError, GeneratedImage, GenerationParams, GenerationResult, JobControl,
-    ModelProvider, Picture, generate, save_script_grid,
+    ModelProvider, Picture, Stop, generate, save_script_grid,
 };
 use crate::sampling::Latent;
 
@@ -177,6 +177,9 @@ impl JobControl for Counted<'_> {
     }
     fn step(&self, index: usize, preview: &Latent, family: Family) {
         self.0.step(index, preview, family);
+    }
+    fn stop_with(&self, stop: Option<Stop>) {
+        self.0.stop_with(stop);
     }
     fn set_text(&self, text: Option<&str>) {
         self.0.set_text(text);

@@ -16,7 +16,7 @@ use ancestral::jobs::Engine;
 use ancestral::pipeline::{
     BuiltInUpscalers, Cause, ExtrasParams, ExtrasResult, FaceModel, FaceNetworkProvider,
     FaceNetworks, Family, GenerateError, GenerationParams, GenerationResult, JobControl, Landmarks,
-    Model, ModelProvider, ModelRequest, Posterior, Prediction, Vae, extras, generate,
+    Model, ModelProvider, ModelRequest, Posterior, Prediction, Stop, Vae, extras, generate,
 };
 use ancestral::sampling::{Latent, Unet, UnetInput};
 use ancestral::scripts::{ScriptCall, run_script};
@@ -240,6 +240,7 @@ impl JobControl for StopsInFirstStep<'_> {
         self.stepped.store(true, Ordering::Relaxed);
         self.inner.step(index, preview, family);
     }
+    fn stop_with(&self, stop: Option<Stop>) { self.inner.stop_with(stop); }
     fn set_text(&self, text: Option<&str>) { self.inner.set_text(text); }
     fn random_seed(&self) -> i64 { self.inner.random_seed() }
     fn timestamp(&self) -> String { self.inner.timestamp() }
