@@ -1,5 +1,6 @@
-//! The functions of one f32 number that schedules and samplers need, rounded as torch's vector
-//! library rounds them: the f64 result, rounded once.
+//! The functions of one f32 number that schedules and samplers need: the f64 result, rounded once.
+//! Torch's vector library on a CPU is one unit of the last place off that in 6 % of the logarithms
+//! and 1 % of the exponentials; where such a digit decides more than a digit, the place says so.
 
 /// Natural logarithm.
 #[must_use]
