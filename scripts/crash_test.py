@@ -54,9 +54,10 @@ def submit(port: int, number: int) -> str | None:
     return json.loads(data)["links"]["self"] if status == 202 else None
 
 
-def faults_of(port: int, promised: list[str], data: Path) -> list[str]:
-    """What went wrong with the promised jobs and the files."""
+def faults_of(port: int, promised: list[str], data: Path) -> tuple[list[str], int]:
+    """What went wrong with the promised jobs and the files, and how many jobs were given up with that reason."""
     faults = []
+    given_up = 0
     deadline = time.monotonic() + DRAIN_LIMIT_S
     for job in promised:
         while True:
@@ -65,6 +66,9 @@ def faults_of(port: int, promised: list[str], data: Path) -> list[str]:
             if state not in ("queued", "running") or time.monotonic() > deadline:
                 break
             time.sleep(0.1)
+        if state == "failed" and b"times while this job ran" in answer:
+            given_up += 1
+            continue
         if state != "done":
             faults.append(f"{job} is {state} ({status}): {answer[:200]!r}")
             continue
@@ -79,7 +83,7 @@ def faults_of(port: int, promised: list[str], data: Path) -> list[str]:
                 json.loads(path.read_text().splitlines()[0])
             except (ValueError, IndexError):
                 faults.append(f"{path} is half a file")
-    return faults
+    return faults, given_up
 
 
 def main() -> int:
@@ -107,11 +111,14 @@ def main() -> int:
             print(f"\rkill {kill + 1} of {options.kills}, {len(promised)} jobs promised", end="", flush=True)
         print()
         server.start()
-        faults = faults_of(server.port, promised, Path(folder))
+        faults, given_up = faults_of(server.port, promised, Path(folder))
         server.kill()
     for text in faults[:20]:
         print(f"fault: {text}")
-    print(f"{options.kills} kills, {len(promised)} jobs promised, {len(faults)} faults")
+    print(
+        f"{options.kills} kills, {len(promised)} jobs promised, {given_up} given up because each of their attempts was "
+        f"killed, {len(faults)} faults"
+    )
     return 1 if faults else 0
 
 

@@ -93,6 +93,8 @@ pub struct Board {
     stop: StopSlot,
     terminal: Arc<Terminal>,
     meter: Meter,
+    /// The job's id, if it has one.
+    task: Option<String>,
 }
 
 #[derive(Debug)]
@@ -143,12 +145,18 @@ impl Board {
             stop: StopSlot::default(),
             terminal: Arc::new(Terminal::new(terminal_bars)),
             meter: Meter::default(),
+            task: None,
         }
+    }
+
+    /// The id of the job.
+    pub(super) fn task(&self) -> Option<&str> {
+        self.task.as_deref()
     }
 
     /// The board of a job that begins after this one: what A1111 keeps from job to job is carried over.
     /// `job` is A1111's first text for it, for example `scripts_txt2img`.
-    pub(super) fn following(&self, job: &str, meter: Meter) -> Self {
+    pub(super) fn following(&self, job: &str, task: Option<String>, meter: Meter) -> Self {
         let previous = self.inner.lock();
         Self {
             inner: Mutex::new(Inner {
@@ -175,6 +183,7 @@ impl Board {
             stop: StopSlot::default(),
             terminal: Arc::clone(&self.terminal),
             meter,
+            task,
         }
     }
 
@@ -401,7 +410,7 @@ mod tests {
     };
 
     fn running() -> Board {
-        Board::new(false).following("scripts_txt2img", Meter::default())
+        Board::new(false).following("scripts_txt2img", None, Meter::default())
     }
 
     fn latent() -> Latent {
@@ -466,7 +475,7 @@ mod tests {
         let board = Board::new(false);
         board.interrupt();
         board.skip();
-        let board = board.following("scripts_img2img", Meter::default());
+        let board = board.following("scripts_img2img", None, Meter::default());
         assert!(!board.interrupted() && !board.skipped());
     }
 }

@@ -546,6 +546,8 @@ struct Done {
 
 fn carry_out(shared: &Shared) {
     while let Some((number, board, work)) = next_job(shared) {
+        // Every log line of the job tells whose it is.
+        let _span = tracing::info_span!("job", id = board.task()).entered();
         let done = catch_unwind(AssertUnwindSafe(|| work(&board)))
             .inspect_err(|panic| {
                 tracing::error!(message = panic_text(panic.as_ref()), "a job panicked");
@@ -574,7 +576,11 @@ fn next_job(shared: &Shared) -> Option<(u64, Arc<Board>, Work)> {
         if let Some(entry) = queue.take_next() {
             shared.meter.started(entry.submitted.elapsed());
             let board = Arc::new(match entry.ticket.job {
-                Some(job) => queue.idle.following(job, shared.meter.clone()),
+                Some(job) => {
+                    queue
+                        .idle
+                        .following(job, entry.ticket.task.clone(), shared.meter.clone())
+                }
                 None => Board::new(false),
             });
             queue.running.push(Running {
