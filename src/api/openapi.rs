@@ -29,6 +29,8 @@ enum Request {
 
 enum Response {
     Any,
+    /// No JSON but plain text.
+    Text,
     Schema(&'static str),
     ListOf(&'static str),
 }
@@ -83,8 +85,8 @@ const INTERNAL: &[Operation] = &[
     ),
     get("/internal/ping", "_lambda_", Response::Any),
     get("/internal/profile-startup", "_lambda_", Response::Any),
-    get("/internal/sysinfo", "download_sysinfo", Response::Any),
-    get("/internal/sysinfo-download", "_lambda_", Response::Any),
+    get("/internal/sysinfo", "download_sysinfo", Response::Text),
+    get("/internal/sysinfo-download", "_lambda_", Response::Text),
 ];
 
 const API: &[Operation] = &[
@@ -375,22 +377,45 @@ impl Operation {
                 operation.insert("parameters".to_owned(), json!([parameter]));
             }
         }
-        let schema = match self.response {
-            Response::Any => json!({}),
-            Response::Schema(name) => reference(name),
-            Response::ListOf(name) => json!({"type": "array", "items": reference(name)}),
+        let answer = match self.response {
+            Response::Any => content(json!({})),
+            Response::Text => json!({"text/plain": {"schema": {"type": "string"}}}),
+            Response::Schema(name) => content(reference(name)),
+            Response::ListOf(name) => content(json!({"type": "array", "items": reference(name)})),
         };
         let mut responses = json!({
-            "200": {"description": "Successful Response", "content": content(schema)},
+            "200": {"description": "Successful Response", "content": answer},
         });
         if can_fail {
-            responses["422"] = json!({
-                "description": "Validation Error",
-                "content": content(reference("HTTPValidationError")),
-            });
+            self.add_failures(&mut responses);
         }
         operation.insert("responses".to_owned(), responses);
         Value::Object(operation)
+    }
+}
+
+impl Operation {
+    /// What an operation that reads its request may answer besides. A1111's document has the first only.
+    fn add_failures(&self, responses: &mut Value) {
+        let mut add = |status: &str, description: &str, schema: Value| {
+            let content = json!({"application/json": {"schema": schema}});
+            responses[status] = json!({"description": description, "content": content});
+        };
+        let validation = reference("HTTPValidationError");
+        let error = reference("ErrorResponse");
+        let generates = matches!(self.function, "text2imgapi" | "img2imgapi");
+        let refused = if generates {
+            json!({"anyOf": [validation, error]}) // a script that does not exist
+        } else {
+            validation
+        };
+        add("422", "Validation Error", refused);
+        if matches!(self.function, "img2imgapi" | "interrogateapi") {
+            add("404", "Not Found", error.clone());
+        }
+        if matches!(self.request, Request::Schema(_) | Request::Object(_)) {
+            add("500", "Error", error);
+        }
     }
 }
 
@@ -471,6 +496,9 @@ fn request_schema(name: &str, fields: Schema) -> Value {
     for field in fields {
         let mut property = kind_schema(field.kind);
         property["title"] = json!(title(field.name));
+        if field.nullable {
+            property["nullable"] = json!(true);
+        }
         let default = field.default.to_json();
         if field.default == super::field::Preset::Required {
             required.push(field.name);
@@ -497,7 +525,7 @@ fn kind_schema(kind: Kind) -> Value {
         }
         Kind::Float {
             range: Range::Positive,
-        } => json!({"type": "number", "exclusiveMinimum": 0.0}),
+        } => json!({"type": "number", "minimum": 0.0, "exclusiveMinimum": true}),
         Kind::Bool => json!({"type": "boolean"}),
         Kind::List => json!({"type": "array", "items": {}}),
         Kind::TextList => json!({"type": "array", "items": {"type": "string"}}),
@@ -613,6 +641,16 @@ static ANSWERS: &[(&str, &[Member], &[Member])] = &[
         &[("loaded", 'o'), ("skipped", 'o')],
         &[],
     ),
+    (
+        "ErrorResponse",
+        &[
+            ("error", 's'),
+            ("detail", 's'),
+            ("body", 's'),
+            ("errors", 's'),
+        ],
+        &[],
+    ),
     ("CreateResponse", &[("info", 's')], &[]),
     ("TrainResponse", &[("info", 's')], &[]),
     ("MemoryResponse", &[("ram", 'o'), ("cuda", 'o')], &[]),
@@ -650,15 +688,17 @@ static ANSWERS: &[(&str, &[Member], &[Member])] = &[
 ];
 
 fn answer_schema(name: &str, required: &[Member], optional: &[Member]) -> Value {
-    let properties: Map<String, Value> = required
-        .iter()
-        .chain(optional)
-        .map(|(member, kind)| {
-            let mut schema = member_schema(*kind);
-            schema["title"] = json!(title(member));
-            ((*member).to_owned(), schema)
-        })
-        .collect();
+    let property = |(member, kind): &Member, nullable: bool| {
+        let mut schema = member_schema(*kind);
+        schema["title"] = json!(title(member));
+        if nullable {
+            schema["nullable"] = json!(true);
+        }
+        ((*member).to_owned(), schema)
+    };
+    let always = required.iter().map(|member| property(member, false));
+    let perhaps = optional.iter().map(|member| property(member, true));
+    let properties: Map<String, Value> = always.chain(perhaps).collect();
     let mut schema = json!({"title": name, "type": "object", "properties": properties});
     if !required.is_empty() {
         schema["required"] = required.iter().map(|(member, _)| *member).collect();
