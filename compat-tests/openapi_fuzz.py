@@ -32,6 +32,7 @@ import schemathesis
 from hypothesis import strategies as st
 from PIL import Image
 from schemathesis import GenerationMode
+from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
 counts: Counter[int] = Counter()
@@ -56,6 +57,9 @@ COSTLY = {
     "upscaling_resize_h": 256,
 }
 LARGEST_ACCEPTED = 20000
+# Options that make another picture than a small one, or look for files.
+COSTLY_OPTIONS = {"sd_model_checkpoint", "sd_vae"}
+SMALL = {"steps": 1, "width": 64, "height": 64}
 
 
 def picture() -> str:
@@ -146,9 +150,26 @@ def finding(case: schemathesis.Case, errors: list[dict]) -> str | None:
     if answer.status_code in (200, 422):
         try:
             case.validate_response(answer, checks=[content_type_conformance, response_schema_conformance])
-        except Exception as failures:
-            return " ".join(str(failure) for failure in getattr(failures, "exceptions", [failures]))
+        except FailureGroup as failures:
+            return " ".join(str(failure) for failure in failures.exceptions)
+    if answer.status_code == 200 and case.operation.label == "POST /sdapi/v1/options":
+        return drawn_with_options(case, errors)
     return None
+
+
+def drawn_with_options(case: schemathesis.Case, errors: list[dict]) -> str | None:
+    """What is wrong when options were set and a picture is drawn with them."""
+    answer = requests.post(f"{case.operation.base_url}/sdapi/v1/txt2img", json=SMALL, timeout=TIMEOUT_S)
+    if answer.status_code == 200 or explained(answer.status_code, answer.json(), errors):
+        return None
+    return f"txt2img with these options: {answer.status_code} {answer.text[:200]}"
+
+
+def some_options(known: list[str], draw: Callable) -> dict:
+    """A few options with values of any kind."""
+    values = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.just([]))
+    keys = st.sampled_from([key for key in known if key not in COSTLY_OPTIONS])
+    return draw(st.dictionaries(keys, values, max_size=5))
 
 
 def body_fields(operation) -> set[str]:
@@ -164,6 +185,7 @@ def findings_of(operation, mode: GenerationMode, given: argparse.Namespace, erro
     found: dict[str, str] = {}
     counts.clear()
     fields = body_fields(operation)
+    options = list(operation.schema.raw_schema["components"]["schemas"]["Options"]["properties"])
 
     @hypothesis.seed(given.seed)
     @hypothesis.settings(
@@ -179,6 +201,8 @@ def findings_of(operation, mode: GenerationMode, given: argparse.Namespace, erro
             case.body = affordable(case.body)
         if mode is GenerationMode.POSITIVE:
             case.body = plausible(case.body, fields, data.draw)
+            if operation.label == "POST /sdapi/v1/options" and data.draw(st.integers(0, 3)):
+                case.body = some_options(options, data.draw)
         why = finding(case, errors)
         if why is not None:
             found.setdefault(" ".join(why.split()), f"{case.query!r} {case.body!r}"[:500])
@@ -198,6 +222,7 @@ def main() -> int:
     given = parser.parse_args()
     schema = schemathesis.openapi.from_url(f"{given.base}/openapi.json")
     errors = documented()
+    options = requests.get(f"{given.base}/sdapi/v1/options", timeout=TIMEOUT_S).json()
     failed = 0
     for result in schema.get_all_operations():
         operation = result.ok()
@@ -206,6 +231,8 @@ def main() -> int:
         name = re.sub(r"\W+", "_", f"{operation.method}{operation.path}")
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             found = findings_of(operation, mode, given, errors)
+            # What an operation left set must not speak in the next one's answers.
+            requests.post(f"{given.base}/sdapi/v1/options", json=options, timeout=TIMEOUT_S).raise_for_status()
             failed += bool(found)
             why = " | ".join(f"{why} <- {request}" for why, request in found.items()) if given.long else " | ".join(found)
             print(f"FAIL {name}_{mode.value}: {why}" if found else f"ok {name}_{mode.value}", flush=True)

@@ -130,6 +130,12 @@ def run_traces(base: str) -> dict[str, str | None]:
     return {f"trace/{name}": rest if state == "FAIL" else None for state, name, rest in found}
 
 
+def run_openapi_fuzz(base: str) -> dict[str, str | None]:
+    """Every operation of the server's document, with what is wrong with its answers or None."""
+    command = [sys.executable, str(HERE / "openapi_fuzz.py"), "--base", base]
+    return run_client("openapi", command)
+
+
 def known_failures() -> dict[str, str]:
     ledger = tomllib.loads((HERE / "known-differences.toml").read_text())
     return {
@@ -160,6 +166,8 @@ def check_everything(server: Path, work: Path, only: list[str] | None) -> dict[s
                 outcome |= timed(name, lambda: run_client(name, [*command, "--base", base]))
             if only is None or "traces" in only:
                 outcome |= timed("traces", lambda: run_traces(base))
+            if only is None or "openapi" in only:
+                outcome |= timed("openapi", lambda: run_openapi_fuzz(base))
         with running(server, data, "--api-auth", LOGIN) as base:
             for name in filter(commands.get, WITH_LOGIN):
                 command = [*commands[name], "--base", base, "--login", LOGIN]
@@ -178,7 +186,7 @@ def timed(name: str, checks: Callable[[], dict[str, str | None]]) -> dict[str, s
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--server", type=Path, required=True, help="the built binary")
-    parser.add_argument("--only", nargs="+", help="names of clients, or traces; the ledger is not judged then")
+    parser.add_argument("--only", nargs="+", help="names of clients, traces or openapi; the ledger is not judged then")
     given = parser.parse_args()
     server = given.server.resolve()
     if not server.is_file():

@@ -15,7 +15,15 @@ pub fn check_limits(params: &GenerationParams, limits: &RequestLimits) -> Result
     if let Some(hires) = &params.hires {
         let (width_px, height_px) = hires_size(hires, width_px, height_px);
         check_pixels(width_px, height_px, limits)?;
+        let (width_px, height_px) = hires.first_phase;
+        check_pixels(width_px as u64, height_px as u64, limits)?;
         steps = steps.max(hires.second_pass_steps);
+    }
+    // The noise of the other size is drawn whole before it is cut.
+    let (height_px, width_px) = params.seed_resize_from;
+    check_pixels(width_px.max(0) as u64, height_px.max(0) as u64, limits)?;
+    if let Some(img2img) = &params.img2img {
+        check_blur(img2img.mask_blur_x.max(img2img.mask_blur_y))?;
     }
     within("steps", steps as u64, limits.steps, "--max-steps")?;
     let pictures = (params.batch_size as u64).saturating_mul(params.batch_count as u64);
@@ -48,23 +56,46 @@ pub fn check_limits(params: &GenerationParams, limits: &RequestLimits) -> Result
     Ok(())
 }
 
+/// The kernel is five times as wide as the number; A1111's page offers 0 to 64.
+fn check_blur(blur: i64) -> Result<(), ApiError> {
+    const LIMIT: i64 = 4096;
+    if blur <= LIMIT {
+        return Ok(());
+    }
+    let text = format!("mask_blur is {blur}, and may be at most {LIMIT}");
+    Err(ApiError::http(400, text))
+}
+
 /// [`check_limits`] for pictures that are made larger.
 ///
 /// # Errors
 /// Status 400 with the limit and the flag that changes it.
 pub fn check_extras_limits(params: &ExtrasParams, limits: &RequestLimits) -> Result<(), ApiError> {
-    match &params.size {
-        ExtrasSize::To {
-            width_px,
-            height_px,
-            ..
-        } => check_pixels(u64::from(*width_px), u64::from(*height_px), limits),
-        ExtrasSize::By(factor) => params.images.iter().try_for_each(|file| {
-            let scaled = |side: u32| (f64::from(side) * factor.max(0.0)) as u64;
-            let picture = &file.picture;
-            check_pixels(scaled(picture.width()), scaled(picture.height()), limits)
-        }),
+    if let ExtrasSize::To {
+        width_px,
+        height_px,
+        ..
+    } = params.size
+    {
+        check_pixels(u64::from(width_px), u64::from(height_px), limits)?;
     }
+    params.images.iter().try_for_each(|file| {
+        let (width_px, height_px) = (file.picture.width(), file.picture.height());
+        let factor = match params.size {
+            ExtrasSize::By(factor) => factor,
+            // Large enough for both sides; what is too much is cut afterwards.
+            ExtrasSize::To {
+                width_px: wanted_px,
+                height_px: tall_px,
+                ..
+            } => {
+                let across = f64::from(wanted_px) / f64::from(width_px);
+                across.max(f64::from(tall_px) / f64::from(height_px))
+            }
+        };
+        let scaled = |side: u32| (f64::from(side) * factor.max(0.0)) as u64;
+        check_pixels(scaled(width_px), scaled(height_px), limits)
+    })
 }
 
 /// The size after hires fix, cut to the longer side where only one is given.

@@ -313,9 +313,9 @@ fn coerce(entry: &OptionEntry, value: &Value) -> Option<Value> {
             .and_then(Number::from_f64)
             .map(Value::Number),
         OptionKind::Str => match value {
-            Value::String(_) | Value::Null => Some(value.clone()),
+            Value::String(_) => Some(value.clone()),
             Value::Number(number) => Some(Value::String(number.to_string())),
-            Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+            Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
         },
         OptionKind::List => value.is_array().then(|| value.clone()),
     }

@@ -184,6 +184,19 @@ mod tests {
     }
 
     #[test]
+    fn any_padding_is_taken_or_told() {
+        for (padding, told) in [
+            (i64::MAX, false),
+            (-4, false),
+            (-100, true),
+            (i64::MIN, true),
+        ] {
+            let prepared = prepare_mask(&box_mask(), &mask_options(Some(padding)));
+            assert_eq!(prepared.is_err(), told, "{padding}");
+        }
+    }
+
+    #[test]
     fn filling_with_latent_upscale_is_an_error() {
         let mask = prepare_mask(&box_mask(), &mask_options(None))
             .unwrap()

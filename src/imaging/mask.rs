@@ -88,6 +88,9 @@ pub fn prepare_mask(
     let Some(region) = masked_region(&mask, padding) else {
         return Ok(None);
     };
+    if region.left >= region.right || region.top >= region.bottom {
+        return Err("a padding below 0 leaves nothing of the masked area".into());
+    }
     let region = expand_region(region, (width, height), mask.dimensions());
     let part = crop(
         &mask,
@@ -195,10 +198,10 @@ pub fn masked_region(mask: &GrayImage, padding: i64) -> Option<Region> {
         found.bottom = y + 1;
     }
     region.map(|found| Region {
-        left: (found.left - padding).max(0),
-        top: (found.top - padding).max(0),
-        right: (found.right + padding).min(width),
-        bottom: (found.bottom + padding).min(height),
+        left: found.left.saturating_sub(padding).max(0),
+        top: found.top.saturating_sub(padding).max(0),
+        right: found.right.saturating_add(padding).min(width),
+        bottom: found.bottom.saturating_add(padding).min(height),
     })
 }
 

@@ -405,7 +405,11 @@ fn img2img_start(
 ) -> Result<SigmaStart, SamplingError> {
     let steps = img2img_steps(plan.step_count, start.denoising_strength, start.fixed_steps);
     let full = schedule(plan, scheduler, steps.schedule_steps, levels, infotext)?;
-    let sigmas = python_tail(&full, steps.schedule_steps as i64 - steps.t_enc - 1);
+    // A negative strength far below 0 leaves the range of integers, of which Python has no end.
+    let from = (steps.schedule_steps as i64)
+        .saturating_sub(steps.t_enc)
+        .saturating_sub(1);
+    let sigmas = python_tail(&full, from);
     let Some(&first) = sigmas.first() else {
         return Err(no_steps());
     };

@@ -27,7 +27,15 @@ async fn every_limit_is_told_with_the_flag_that_changes_it() {
         "--max-prompt-length",
         "10",
     ]);
-    let cases: [(Value, &str); 7] = [
+    let cases: [(Value, &str); 9] = [
+        (
+            json!({"seed_resize_from_w": 4096, "seed_resize_from_h": 4096}),
+            "--max-megapixels",
+        ),
+        (
+            json!({"enable_hr": true, "firstphase_width": 4096, "firstphase_height": 4096}),
+            "--max-megapixels",
+        ),
         (json!({"width": 1024, "height": 1024}), "--max-megapixels"),
         (
             json!({"width": 512, "height": 512, "enable_hr": true, "hr_scale": 4}),
@@ -58,14 +66,27 @@ async fn every_limit_is_told_with_the_flag_that_changes_it() {
     }
     let within = json!({"width": 512, "height": 512, "steps": 50, "prompt": "ten chars."});
     assert_eq!(fixture.post(TXT2IMG, &within).await.status, StatusCode::OK);
-    let large = json!({"image": grey_png(64, 64), "upscaling_resize": 8, "resize_mode": 1,
-        "upscaling_resize_w": 4096, "upscaling_resize_h": 4096});
-    let refused = fixture.post("/sdapi/v1/extra-single-image", &large).await;
-    assert!(
-        detail(&refused).contains("--max-megapixels"),
-        "{}",
-        refused.json()
-    );
+    // The last one is cut to a small picture, after it was large.
+    for (width, height) in [(4096, 4096), (1, 4096)] {
+        let large = json!({"image": grey_png(64, 64), "upscaling_resize": 8, "resize_mode": 1,
+            "upscaling_resize_w": width, "upscaling_resize_h": height});
+        let refused = fixture.post("/sdapi/v1/extra-single-image", &large).await;
+        assert!(
+            detail(&refused).contains("--max-megapixels"),
+            "{}",
+            refused.json()
+        );
+    }
+}
+
+#[actix_web::test]
+async fn a_blur_that_would_take_for_ever_is_refused() {
+    let fixture = Fixture::new(&[]);
+    let picture = grey_png(64, 64);
+    let body = json!({"init_images": [picture], "mask": picture, "mask_blur": 100_000_000});
+    let refused = fixture.post("/sdapi/v1/img2img", &body).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert!(detail(&refused).contains("mask_blur is 100000000"));
 }
 
 #[actix_web::test]
