@@ -23,6 +23,7 @@ use ancestral::app::App;
 use ancestral::catalogue::{Catalogue, CatalogueConfig};
 use ancestral::config::Config;
 use ancestral::http;
+use ancestral::imaging::{Filter, resize_rgb};
 use ancestral::jobs::Engine;
 use ancestral::runtime::{LibrarySearch, find_library};
 use base64::Engine as _;
@@ -33,7 +34,7 @@ use stuck_models::StuckEngine;
 /// A server over a data folder with the golden models; `tiny-sd2-v` is its checkpoint.
 struct Studio {
     app: App,
-    _data: tempfile::TempDir,
+    data: tempfile::TempDir,
 }
 
 impl Studio {
@@ -62,7 +63,7 @@ impl Studio {
         flags.extend(["--ort-library", &library]);
         let config = Config::from_arguments(&flags).expect("the flags are accepted");
         let app = App::build(config).expect("the app is built");
-        Self { app, _data: data }
+        Self { app, data }
     }
 
     /// A server over an engine of the test's own.
@@ -76,7 +77,7 @@ impl Studio {
             ..CatalogueConfig::default()
         }));
         let app = App::with_engine(config, Arc::new(engine), catalogue).expect("the app is built");
-        Self { app, _data: data }
+        Self { app, data }
     }
 
     /// The server that the tests share whose requests stand on their own.
@@ -530,4 +531,95 @@ async fn the_default_lora_is_added_once() {
     let own = draw("a cube<lora:tiny-sd2-v-lora:0.2>", options).await;
     assert!(!own.infotexts[0].contains(tag));
     assert!(own.pictures != added.pictures);
+}
+
+/// A picture of `tests/golden/upscalers/upscalers.json`, `scale` times as large as its case says.
+fn recorded(case: &Value, key: &str, scale: u32) -> RgbImage {
+    let side = |key: &str| case[key].as_u64().expect("a number") as u32 * scale;
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(case[key].as_str().expect("base64"))
+        .expect("base64");
+    RgbImage::from_raw(side("width"), side("height"), bytes).expect("a whole picture")
+}
+
+/// At most one grey level on at most one sample in a hundred.
+fn assert_near(got: &RgbImage, want: &RgbImage, what: &str) {
+    assert_eq!(got.dimensions(), want.dimensions(), "{what}");
+    let apart = || got.iter().zip(want.iter()).map(|(a, b)| a.abs_diff(*b));
+    let differing = apart().filter(|difference| *difference > 0).count();
+    assert!(
+        apart().all(|difference| difference <= 1) && differing * 100 <= got.len(),
+        "{what}: {differing} of {} samples, up to {:?}",
+        got.len(),
+        apart().max()
+    );
+}
+
+#[actix_web::test]
+async fn networks_enlarge_in_extras_hires_fix_and_img2img() {
+    let studio = Studio::new();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/upscalers");
+    let folder = studio.data.path().join("models/ESRGAN");
+    std::fs::create_dir_all(&folder).expect("a writable folder");
+    let text = std::fs::read_to_string(golden.join("upscalers.json")).expect("the vectors");
+    let document: Value = serde_json::from_str(&text).expect("JSON");
+    // What torch made was made of the whole picture.
+    let whole = json!({"ESRGAN_tile": 0});
+    let (status, _) = studio.post("/sdapi/v1/options", &whole).await;
+    assert_eq!(status, StatusCode::OK);
+    // An RRDBNet of ESRGAN and Real-ESRGAN's compact SRVGG.
+    for file in ["plus_4x.pth", "compact_2x.pth"] {
+        std::fs::copy(golden.join(file), folder.join(file)).expect("the file can be copied");
+        let name = file.trim_end_matches(".pth");
+        let cases = document["cases"].as_array().expect("cases");
+        let case = cases
+            .iter()
+            .find(|case| case["file"] == file)
+            .expect("the case");
+        let scale = case["scale"].as_u64().expect("a number") as u32;
+        let small = recorded(case, "picture", 1);
+        let larger = recorded(case, "larger", scale);
+        let (width, height) = (larger.width() / 8 * 8, larger.height() / 8 * 8);
+        let want = resize_rgb(&larger, width, height, Filter::Lanczos);
+        let extras = json!({"upscaling_resize": scale, "upscaler_1": name});
+
+        let mut body = extras.clone();
+        body["image"] = json!(as_base64(&small));
+        let (status, answer) = studio.post("/sdapi/v1/extra-single-image", &body).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        assert_near(
+            &decoded(answer["image"].as_str().expect("base64")),
+            &want,
+            name,
+        );
+
+        let mut body = extras;
+        let item = |name: &str| json!({"data": as_base64(&small), "name": name});
+        body["imageList"] = json!([item("a.png"), item("b.png")]);
+        let (status, answer) = studio.post("/sdapi/v1/extra-batch-images", &body).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        let images = answer["images"].as_array().expect("a list");
+        assert_eq!(images.len(), 2);
+        for image in images {
+            assert_near(&decoded(image.as_str().expect("base64")), &want, name);
+        }
+
+        let hires = async |upscaler: &str| {
+            let body = json!({"enable_hr": true, "hr_scale": 2.0, "denoising_strength": 0.3, "hr_upscaler": upscaler});
+            studio.txt2img(body).await
+        };
+        let (drawn, lanczos) = (hires(name).await, hires("Lanczos").await);
+        assert_eq!(drawn.pictures[0].dimensions(), (128, 96));
+        assert!(drawn.pictures != lanczos.pictures, "{name}");
+        assert!(drawn.infotexts[0].contains(&format!("Hires upscaler: {name},")));
+
+        let img2img = async |upscaler: &str| {
+            let options = json!({"upscaler_for_img2img": upscaler});
+            let init = json!([as_base64(&small)]);
+            let body = request(json!({"init_images": init, "override_settings": options}));
+            studio.draw("/sdapi/v1/img2img", &body).await
+        };
+        let (drawn, plain) = (img2img(name).await, img2img("None").await);
+        assert!(drawn.pictures != plain.pictures, "{name}");
+    }
 }

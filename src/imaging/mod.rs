@@ -62,7 +62,7 @@ pub use pixels::{
 };
 pub use resample::{Filter, resize, resize_grey, resize_rgb};
 pub use resize_mode::{ResizeMode, resize_image};
-pub use soft_inpainting::{SoftBlend, SoftOverlay};
+pub use soft_inpainting::SoftOverlay;
 pub use tiles::TileGrid;
 pub use upscale::{Cause, Upscaler, upscale, upscale_tiled, upscaled_side};
 pub use warp::{warp_mask, warp_picture};

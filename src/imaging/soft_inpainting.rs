@@ -1,10 +1,10 @@
-//! The two computations of A1111's built-in script Soft Inpainting: the blend that keeps magnitudes, and
-//! the overlay's mask drawn from how far the latent moved.
+//! The overlay's mask of A1111's built-in script Soft Inpainting, drawn from how far the latent moved.
+//! The script's blend of latents is `sampling::SoftBlend`.
 //!
 //! f32 where torch has it, f64 for magnitudes and percentiles.
 
 use image::{DynamicImage, GrayImage};
-use ndarray::{Array2, Array4, ArrayView2, ArrayView3, Axis};
+use ndarray::{Array2, ArrayView2, ArrayView3, Axis};
 
 use super::composite::paste;
 use super::gaussian_blur::gaussian_blur;
@@ -12,50 +12,6 @@ use super::mask::{Region, to_grey};
 use super::pixels::image_of;
 use super::resize_mode::{ResizeMode, resize_image};
 use super::upscale::{Cause, Upscaler};
-
-/// How the original and the painted latent are blended at a denoiser call.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SoftBlend {
-    /// "Schedule bias": the exponent of sigma.
-    pub power: f64,
-    /// "Preservation strength".
-    pub scale: f64,
-    /// "Transition contrast boost".
-    pub detail: f64,
-}
-
-impl SoftBlend {
-    /// `original` and `current` are `[batch, channels, h, w]`, `nmask` is `[h, w]` with 1 where noise is
-    /// wanted, `sigma` that of the call.
-    #[must_use]
-    pub fn blend(
-        self,
-        original: &Array4<f32>,
-        current: &Array4<f32>,
-        nmask: &ArrayView2<'_, f32>,
-        sigma: f32,
-    ) -> Array4<f32> {
-        let exponent = (f64::from(sigma).powf(self.power) * self.scale) as f32;
-        let share = nmask.mapv(|level| level.powf(exponent));
-        let mut out = current.clone();
-        let batches = out.outer_iter_mut().zip(original.outer_iter());
-        for (mut mixed, original) in batches {
-            for ((y, x), &t) in share.indexed_iter() {
-                let mut now = mixed.slice_mut(ndarray::s![.., y, x]);
-                let before = original.slice(ndarray::s![.., y, x]);
-                let current_norm = norm(now.iter());
-                let original_norm = norm(before.iter());
-                now.zip_mut_with(&before, |now, &before| *now = before * (1.0 - t) + *now * t);
-                let have = norm(now.iter()) + 1e-5;
-                let sum = original_norm.powf(self.detail) * f64::from(1.0 - t)
-                    + current_norm.powf(self.detail) * f64::from(t);
-                let factor = (sum.powf(1.0 / self.detail) / have) as f32;
-                now.mapv_inplace(|value| value * factor);
-            }
-        }
-        out
-    }
-}
 
 /// Euclidean length, summed in f32.
 fn norm<'a>(values: impl Iterator<Item = &'a f32>) -> f64 {
@@ -190,23 +146,6 @@ fn mean_of_part(stack: &[(f64, f64)], from: f64, to: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_blend_keeps_the_ends_and_the_magnitude_between() {
-        let original = Array4::from_shape_fn((1, 4, 1, 3), |(_, c, _, _)| c as f32 - 1.0);
-        let current = Array4::from_shape_fn((1, 4, 1, 3), |(_, c, _, _)| 1.0 - c as f32);
-        let nmask = Array2::from_shape_vec((1, 3), vec![0.0, 1.0, 0.25]).unwrap();
-        let soft = SoftBlend {
-            power: 1.0,
-            scale: 0.5,
-            detail: 4.0,
-        };
-        let out = soft.blend(&original, &current, &nmask.view(), 1.0);
-        for channel in 0..4 {
-            assert!((out[[0, channel, 0, 0]] - original[[0, channel, 0, 0]]).abs() < 1e-5);
-            assert!((out[[0, channel, 0, 1]] - current[[0, channel, 0, 1]]).abs() < 1e-5);
-        }
-    }
 
     #[test]
     fn a_plain_field_keeps_its_value() {

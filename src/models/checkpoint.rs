@@ -11,14 +11,13 @@ use super::graphs::{
     Weights, text_encoder, unet, vae_decoder, vae_encoder,
 };
 use super::networks::{GraphTextEncoder, GraphUnet, GraphVae, NetworkError};
-use super::schedule::alphas_cumprod;
 use crate::catalogue::{
     CheckpointFamily, CheckpointLayout, HeadRule, LdmConfig, TensorFile, TensorFileError,
     TextTowerConfig, UNET_PREFIX, VAE_PREFIX, detect, find_tower_facts,
 };
 use crate::pipeline::{Family, Prediction};
 use crate::runtime::{Graph, GraphSource, Runtime, RuntimeError};
-use crate::sampling::{Unet, UnetInput};
+use crate::sampling::{Unet, UnetInput, scaled_linear_alphas_cumprod};
 
 /// Why a checkpoint cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -125,11 +124,12 @@ impl CheckpointPlan {
     /// The training schedule.
     #[must_use]
     pub fn alphas_cumprod(&self) -> Arc<[f32]> {
-        alphas_cumprod(
+        scaled_linear_alphas_cumprod(
             self.config.linear_start.unwrap_or(0.00085),
             self.config.linear_end.unwrap_or(0.012),
             self.config.timesteps.unwrap_or(1000),
         )
+        .into()
     }
 
     /// Attention heads of the UNet.

@@ -14,7 +14,6 @@ pub mod lora;
 mod networks;
 mod onnx_folder;
 mod provider;
-mod schedule;
 mod upscalers;
 
 pub use checkpoint::{CheckpointPlan, LoadError, open_weights};
@@ -22,5 +21,4 @@ pub use export::{ExportError, export};
 pub use faces::{DetectedFace, FaceRestorers, detected_faces, find_faces};
 pub use networks::{GraphTextEncoder, GraphUnet, GraphVae, NetworkError};
 pub use provider::{Provider, ProviderConfig};
-pub use schedule::alphas_cumprod;
 pub use upscalers::{GraphUpscaler, UpscalerNetworks};

@@ -9,9 +9,9 @@ use serde_json::Value;
 
 use super::checkpoint::LoadError;
 use super::networks::{GraphTextEncoder, GraphUnet, GraphVae};
-use super::schedule::alphas_cumprod;
 use crate::pipeline::{Family, Prediction};
 use crate::runtime::{Graph, GraphSource, Runtime};
+use crate::sampling::scaled_linear_alphas_cumprod;
 
 /// What the configuration files of an export say.
 #[derive(Debug, Clone)]
@@ -58,13 +58,14 @@ pub(super) fn read_facts(folder: &Path) -> FolderFacts {
         family,
         prediction,
         vae_scale: scale as f32,
-        alphas_cumprod: alphas_cumprod(
+        alphas_cumprod: scaled_linear_alphas_cumprod(
             scheduler["beta_start"].as_f64().unwrap_or(0.00085),
             scheduler["beta_end"].as_f64().unwrap_or(0.012),
             usize::try_from(scheduler["num_train_timesteps"].as_u64().unwrap_or(1000))
                 .unwrap_or(1000)
                 .clamp(1, 100_000),
-        ),
+        )
+        .into(),
         size_embedding_width: unet["addition_time_embed_dim"]
             .as_u64()
             .and_then(|width| usize::try_from(width).ok())

@@ -26,7 +26,7 @@ pub(super) fn floats(value: &Value) -> Vec<f32> {
 const TOLERANCE: f32 = 3e-7;
 
 fn sd_alphas() -> Vec<f32> {
-    scaled_linear_alphas_cumprod(0.00085, 0.012)
+    scaled_linear_alphas_cumprod(0.00085, 0.012, 1000)
 }
 
 fn sd_table() -> SigmaTable {

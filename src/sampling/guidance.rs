@@ -13,7 +13,7 @@ use ndarray::{
 
 use super::plan::{InfotextEntry, InfotextValue, SamplingModel};
 use super::sigma_table::{AlphaOptions, LcmTable, Prediction, SigmaTable, TRAINING_STEPS};
-use super::{Cause, Denoiser, Latent, SamplingError, UnetInput};
+use super::{Cause, Denoiser, Latent, SamplingError, SoftBlend, UnetInput};
 
 /// The text conditioning of one stretch of a prompt's schedule.
 #[derive(Debug, Clone)]
@@ -111,17 +111,6 @@ pub struct InpaintMask {
     pub soft: Option<SoftBlend>,
 }
 
-/// The blend of the script Soft Inpainting.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SoftBlend {
-    /// "Schedule bias": power of sigma in the mask's exponent.
-    pub schedule_bias: f64,
-    /// "Preservation strength": scale of the mask's exponent.
-    pub preservation_strength: f64,
-    /// "Transition contrast boost": exponent of the magnitudes.
-    pub transition_contrast_boost: f64,
-}
-
 impl InpaintMask {
     /// `current` where the mask repaints, the original elsewhere.
     #[must_use]
@@ -130,43 +119,6 @@ impl InpaintMask {
             Some(soft) => soft.blend(&self.init, current, &self.repaint, sigma),
             None => current * &self.repaint + &self.init * &self.keep,
         }
-    }
-}
-
-impl SoftBlend {
-    /// Mixes the latents and restores the magnitude that mixing loses.
-    fn blend(self, init: &Latent, current: &Latent, repaint: &Array3<f32>, sigma: f32) -> Latent {
-        let exponent = f64::from(sigma).powf(self.schedule_bias) * self.preservation_strength;
-        let weight = repaint.mapv(|m| f64::from(m).powf(exponent) as f32);
-        let complement = weight.mapv(|t| 1.0 - t);
-        let mut mixed = init * &complement + current * &weight;
-        let detail = self.transition_contrast_boost;
-        let (batch, _, height, width) = mixed.dim();
-        for picture in 0..batch {
-            for y in 0..height {
-                for x in 0..width {
-                    let norm = |latent: &Latent| {
-                        let column = latent.slice(s![picture, .., y, x]);
-                        column
-                            .iter()
-                            .map(|&v| f64::from(v).powi(2))
-                            .sum::<f64>()
-                            .sqrt()
-                    };
-                    let current_norm = norm(&mixed) + 1e-5;
-                    // The weights may differ between channels in principle; A1111 takes the first.
-                    let t = f64::from(weight[[0, y, x]]);
-                    let want = (norm(init).powf(detail) * (1.0 - t)
-                        + norm(current).powf(detail) * t)
-                        .powf(1.0 / detail);
-                    let scale = want / current_norm;
-                    mixed
-                        .slice_mut(s![picture, .., y, x])
-                        .mapv_inplace(|v| (f64::from(v) * scale) as f32);
-                }
-            }
-        }
-        mixed
     }
 }
 

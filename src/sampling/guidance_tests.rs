@@ -165,7 +165,7 @@ fn guidance_meets_the_original_wrapper() {
             model: SamplingModel {
                 unet: toy.clone(),
                 prediction: Prediction::Epsilon,
-                alphas_cumprod: scaled_linear_alphas_cumprod(0.00085, 0.012).into(),
+                alphas_cumprod: scaled_linear_alphas_cumprod(0.00085, 0.012, 1000).into(),
                 is_edit: false,
             },
             space: NoiseSpace::Timestep,

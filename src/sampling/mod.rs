@@ -8,13 +8,14 @@ pub mod samplers;
 pub mod scalar;
 pub mod schedulers;
 mod sigma_table;
+mod soft_blend;
 mod steps;
 mod timesteps;
 mod walk;
 
 pub use guidance::{
     ContextPadding, GuidanceOptions, GuidedDenoiser, InpaintMask, PictureConditioning, Preview,
-    PromptPart, RefinerSwitch, ScheduledConditioning, SoftBlend, SwappedModel, TextCondition,
+    PromptPart, RefinerSwitch, ScheduledConditioning, SwappedModel, TextCondition,
 };
 pub use plan::{
     ChurnOptions, Img2ImgStart, InfotextEntry, InfotextValue, Outcome, RunContext, SamplerOptions,
@@ -24,6 +25,7 @@ pub use plan::{
 pub use samplers::{SAMPLERS, Sampler, SamplerKind, find_sampler, resolve_names};
 pub use schedulers::{SCHEDULERS, ScheduleOptions, Scheduler, find_scheduler};
 pub use sigma_table::{AlphaOptions, Prediction, SigmaTable, scaled_linear_alphas_cumprod};
+pub use soft_blend::SoftBlend;
 pub use steps::{Img2ImgSteps, img2img_steps};
 pub use timesteps::discretised_timesteps;
 pub use walk::{BrownianSource, SolverOptions, Step, UniPcOptions, UniPcSkip, UniPcVariant, Walk};

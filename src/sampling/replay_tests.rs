@@ -96,7 +96,7 @@ pub(super) fn plan(
         model: SamplingModel {
             unet: Arc::new(NoUnet),
             prediction: Prediction::Epsilon,
-            alphas_cumprod: scaled_linear_alphas_cumprod(0.00085, 0.012).into(),
+            alphas_cumprod: scaled_linear_alphas_cumprod(0.00085, 0.012, 1000).into(),
             is_edit: false,
         },
         alpha_options: AlphaOptions::default(),

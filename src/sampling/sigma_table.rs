@@ -290,20 +290,24 @@ fn round_half(value: f32) -> f32 {
     f16::from_f32(value).to_f32()
 }
 
-/// `alphas_cumprod` of the "scaled linear" training schedule: betas are the squares of evenly
-/// spaced roots; f64 throughout, rounded to f32 at the end.
+/// `alphas_cumprod` of the training schedule that ldm calls "linear" and diffusers "scaled linear":
+/// betas are the squares of evenly spaced roots; f64 throughout, rounded to f32 at the end.
 #[must_use]
-pub fn scaled_linear_alphas_cumprod(linear_start: f64, linear_end: f64) -> Vec<f32> {
-    let (start, end) = (linear_start.sqrt(), linear_end.sqrt());
-    let step = (end - start) / (TRAINING_STEPS - 1) as f64;
+pub fn scaled_linear_alphas_cumprod(
+    linear_start: f64,
+    linear_end: f64,
+    timesteps: usize,
+) -> Vec<f32> {
+    let (from, to) = (linear_start.sqrt(), linear_end.sqrt());
+    let step = (to - from) / (timesteps.max(2) - 1) as f64;
     let mut product = 1.0_f64;
-    (0..TRAINING_STEPS)
+    (0..timesteps)
         .map(|index| {
             // torch.linspace counts the second half from the end.
-            let root = if index < TRAINING_STEPS / 2 {
-                start + step * index as f64
+            let root = if index < timesteps / 2 {
+                from + step * index as f64
             } else {
-                end - step * (TRAINING_STEPS - 1 - index) as f64
+                to - step * (timesteps - index - 1) as f64
             };
             product *= 1.0 - root * root;
             product as f32

@@ -116,7 +116,7 @@ fn walk(trial: &Trial<'_>) -> (Latent, Vec<f32>, usize) {
         on_step: &mut on_step,
         options: trial.options.clone(),
     };
-    let alphas_cumprod = scaled_linear_alphas_cumprod(0.00085, 0.012);
+    let alphas_cumprod = scaled_linear_alphas_cumprod(0.00085, 0.012, 1000);
     let x = match trial.sampler.kind {
         SamplerKind::Sigma(walker) | SamplerKind::Lcm(walker) => {
             walker(&mut walk, start * trial.sigmas[0], trial.sigmas)
@@ -138,7 +138,7 @@ fn walk(trial: &Trial<'_>) -> (Latent, Vec<f32>, usize) {
 
 fn sigma_options(case: &Value, step_count: usize) -> SolverOptions {
     let table = SigmaTable::new(
-        &scaled_linear_alphas_cumprod(0.00085, 0.012),
+        &scaled_linear_alphas_cumprod(0.00085, 0.012, 1000),
         AlphaOptions::default(),
         false,
     );
@@ -214,7 +214,7 @@ fn sigma_samplers_meet_the_original_functions() {
 #[test]
 fn timestep_samplers_meet_the_original_functions() {
     let vectors = read_json("tests/golden/samplers_vectors.json");
-    let alphas = scaled_linear_alphas_cumprod(0.00085, 0.012);
+    let alphas = scaled_linear_alphas_cumprod(0.00085, 0.012, 1000);
     for case in vectors["timesteps"].as_array().unwrap() {
         let sampler = find_sampler(case["sampler"].as_str().unwrap()).unwrap();
         let timesteps: Vec<usize> = floats(&case["timesteps"])
@@ -259,7 +259,7 @@ fn timestep_samplers_meet_the_original_functions() {
 #[test]
 fn a_batch_equals_its_pictures_to_the_bit() {
     let table = SigmaTable::new(
-        &scaled_linear_alphas_cumprod(0.00085, 0.012),
+        &scaled_linear_alphas_cumprod(0.00085, 0.012, 1000),
         AlphaOptions::default(),
         false,
     );
