@@ -522,6 +522,65 @@ async fn sd_upscale_joins_tiles_and_writes_its_picture() {
     assert_eq!(answer["errors"], "'nope' is not in list");
 }
 
+#[actix_web::test]
+async fn outpainting_enlarges_the_canvas_on_the_sides_asked_for() {
+    let studio = Studio::shared();
+    let original = decoded(&init_image());
+    let with = |name: &str, arguments: Value| {
+        json!({
+            "init_images": [init_image()], "script_name": name, "script_args": arguments,
+            "denoising_strength": 0.8, "sampler_name": "Euler a", "seed": 3,
+        })
+    };
+    let mk2 = studio
+        .img2img(with(
+            "Outpainting mk2",
+            json!(["", 32, 2, ["left", "down"], 1.0, 0.05]),
+        ))
+        .await;
+    assert_eq!(mk2.sizes(), [(128, 128)]);
+    let poor = studio
+        .img2img(with(
+            "poor man's outpainting",
+            json!([32, 2, "fill", ["left", "down"]]),
+        ))
+        .await;
+    assert_eq!(poor.sizes(), [(128, 128)]);
+    for drawn in [&mk2, &poor] {
+        // Far from the new parts the picture is what it was.
+        for (x, y) in [(60, 10), (90, 20)] {
+            let (have, want) = (
+                drawn.pictures[0].get_pixel(x + 32, y),
+                original.get_pixel(x, y),
+            );
+            let near = have.0.iter().zip(want.0).all(|(a, b)| a.abs_diff(b) <= 2);
+            assert!(near, "{have:?} {want:?}");
+        }
+        let new: std::collections::BTreeSet<[u8; 3]> = (0..32)
+            .map(|x| drawn.pictures[0].get_pixel(x, 100).0)
+            .collect();
+        assert!(new.len() > 4, "{new:?}");
+        assert_eq!(drawn.info["seed"], 3);
+        assert_eq!(drawn.info["subseed"], -1);
+    }
+    assert_ne!(mk2.pictures, poor.pictures);
+    let again = studio
+        .img2img(with(
+            "Outpainting mk2",
+            json!(["", 32, 2, ["left", "down"], 1.0, 0.05]),
+        ))
+        .await;
+    assert_eq!(again.pictures, mk2.pictures);
+    let (status, answer) = studio
+        .post(
+            "/sdapi/v1/img2img",
+            &request(with("Outpainting mk2", json!(["", 32, 2, [], 1.0, 0.05]))),
+        )
+        .await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(answer["errors"], "no direction is given to paint in");
+}
+
 fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {

@@ -66,6 +66,7 @@ fn img2img(body: &Body, options: &Options) -> Img2ImgParams {
         resize_mode: body.int("resize_mode").unwrap_or(0),
         image_cfg_scale: body.float("image_cfg_scale"),
         mask: None,
+        latent_mask: None,
         mask_blur_x: blur("mask_blur_x"),
         mask_blur_y: blur("mask_blur_y"),
         mask_round: body.bool("mask_round"),

@@ -22,6 +22,7 @@ mod latent_resize;
 mod legend;
 mod mask;
 mod mask_blur;
+mod matched_noise;
 mod overlay;
 mod pixels;
 mod png_text;
@@ -56,6 +57,7 @@ pub use mask::{
     masked_region, prepare_mask, resize_mask, to_grey,
 };
 pub use mask_blur::blur_mask;
+pub use matched_noise::matched_noise;
 pub use overlay::{apply_overlay, fill_masked, overlay_of, uncrop};
 pub use pixels::{
     bgr_to_picture, picture_to_bgr, picture_to_signed, picture_to_unit, tensor_to_picture, to_rgb,

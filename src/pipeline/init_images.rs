@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::imaging::{
     ColorReference, InitImageOptions, LatentFilter, MaskOptions, PreparedInitImage, PreparedMask,
     Region, ResizeMode, latent_mask, parse_colour, picture_to_signed, prepare_init_image,
-    prepare_mask, resize_latent,
+    prepare_mask, resize_latent, to_grey,
 };
 use crate::rng::{Generator, ImageRng, ImageRngParams, NoiseGenerator, SeedResize};
 use crate::sampling::{InpaintMask, Latent, SoftBlend};
@@ -52,7 +52,11 @@ impl InitState {
         extra: &mut ExtraParams,
     ) -> Result<Self, GenerateError> {
         check_count(params, img2img)?;
-        let mask = prepared_mask(params, img2img, extra)?;
+        let mut mask = prepared_mask(params, img2img, extra)?;
+        let mask_of_picture = mask.as_ref().map(|mask| mask.for_latent.clone());
+        if let (Some(mask), Some(own)) = (&mut mask, &img2img.latent_mask) {
+            mask.for_latent = to_grey(own);
+        }
         let pictures = prepared_pictures(params, img2img, mask.as_ref(), upscalers)?;
         tell_content(mask.as_ref(), img2img.inpainting_fill, extra);
         let batch_size = if pictures.len() > 1 {
@@ -85,7 +89,7 @@ impl InitState {
             model,
             &pixels,
             &MaskOfConditioning {
-                mask: mask.as_ref().map(|mask| &mask.for_latent),
+                mask: mask_of_picture.as_ref(),
                 round: rounds(params, img2img),
                 weight: params.options.f64("inpainting_mask_weight") as f32,
             },

@@ -139,6 +139,8 @@ pub struct Img2ImgParams {
     pub resize_mode: i64,
     pub image_cfg_scale: Option<f64>,
     pub mask: Option<Picture>,
+    /// What is repainted, where that is not the blurred mask; of the generation's size.
+    pub latent_mask: Option<Picture>,
     pub mask_blur_x: i64,
     pub mask_blur_y: i64,
     pub mask_round: bool,

@@ -3,6 +3,7 @@
 pub mod brownian;
 mod generator;
 mod image_rng;
+mod pcg64;
 mod philox;
 mod seed_sequence;
 mod seeds;
@@ -11,6 +12,7 @@ mod torch_cpu;
 pub use brownian::{BrownianNoise, BrownianTree};
 pub use generator::{Generator, NoiseGenerator};
 pub use image_rng::{ImageRng, ImageRngParams, SeedResize, slerp};
+pub use pcg64::Pcg64;
 pub use philox::Philox;
 pub use seed_sequence::seed_sequence;
 pub use seeds::{JobSeeds, MAX_RANDOM_SEED, SeedChoice, SeedOptions, job_seeds};

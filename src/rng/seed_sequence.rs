@@ -1,26 +1,37 @@
-//! numpy's `SeedSequence` (O'Neill's seed_seq), with the pool of 24 words that torchsde asks for.
+//! numpy's `SeedSequence` (O'Neill's seed_seq), with the pool of 24 words that torchsde asks for or with
+//! numpy's own 4.
 
+/// The pool of torchsde.
 const POOL_LEN: usize = 24;
 
 /// The first `word_count` state words of `SeedSequence(entropy, spawn_key=…, pool_size=24)`.
 #[must_use]
 pub fn seed_sequence(entropy: u64, spawn_key: &[u64], word_count: usize) -> Vec<u32> {
-    let words = assembled_entropy(entropy, spawn_key);
+    seed_sequence_of_pool::<POOL_LEN>(entropy, spawn_key, word_count)
+}
+
+/// The first `word_count` state words of `SeedSequence(entropy, spawn_key=…, pool_size=N)`.
+pub(super) fn seed_sequence_of_pool<const N: usize>(
+    entropy: u64,
+    spawn_key: &[u64],
+    word_count: usize,
+) -> Vec<u32> {
+    let words = assembled_entropy(entropy, spawn_key, N);
     let mut hasher = HashMix {
         constant: 0x43b0_d7e5,
     };
-    let mut pool = [0_u32; POOL_LEN];
+    let mut pool = [0_u32; N];
     for (index, slot) in pool.iter_mut().enumerate() {
         *slot = hasher.hash(words.get(index).copied().unwrap_or(0));
     }
-    for source in 0..POOL_LEN {
-        for target in 0..POOL_LEN {
+    for source in 0..N {
+        for target in 0..N {
             if source != target {
                 pool[target] = mix(pool[target], hasher.hash(pool[source]));
             }
         }
     }
-    for word in words.iter().skip(POOL_LEN) {
+    for word in words.iter().skip(N) {
         for slot in &mut pool {
             *slot = mix(*slot, hasher.hash(*word));
         }
@@ -29,11 +40,11 @@ pub fn seed_sequence(entropy: u64, spawn_key: &[u64], word_count: usize) -> Vec<
 }
 
 /// Little-endian words of the entropy, then of every spawn key after padding to the pool's size.
-fn assembled_entropy(entropy: u64, spawn_key: &[u64]) -> Vec<u32> {
-    let mut words = Vec::with_capacity(POOL_LEN + 2 * spawn_key.len());
+fn assembled_entropy(entropy: u64, spawn_key: &[u64], pool_len: usize) -> Vec<u32> {
+    let mut words = Vec::with_capacity(pool_len + 2 * spawn_key.len());
     push_words(&mut words, entropy);
     if !spawn_key.is_empty() {
-        words.resize(POOL_LEN, 0);
+        words.resize(pool_len, 0);
         for key in spawn_key {
             push_words(&mut words, *key);
         }
@@ -68,11 +79,11 @@ fn mix(x: u32, y: u32) -> u32 {
     result ^ (result >> 16)
 }
 
-fn output_words(pool: &[u32; POOL_LEN], word_count: usize) -> Vec<u32> {
+fn output_words(pool: &[u32], word_count: usize) -> Vec<u32> {
     let mut constant = 0x8b51_f9dd_u32;
     (0..word_count)
         .map(|index| {
-            let mut value = pool[index % POOL_LEN] ^ constant;
+            let mut value = pool[index % pool.len()] ^ constant;
             constant = constant.wrapping_mul(0x58f3_8ded);
             value = value.wrapping_mul(constant);
             value ^ (value >> 16)

@@ -2,7 +2,9 @@
 
 use serde_json::Value;
 
-use crate::imaging::{GridRows, LegendColours, image_grid, parse_colour};
+use image::RgbImage;
+
+use crate::imaging::{GridRows, LegendColours, flatten, image_grid, parse_colour};
 use crate::pipeline::{
     Family, GenerateError, GeneratedImage, GenerationParams, GenerationResult, JobControl,
     ModelProvider, Picture, Stop, generate, save_script_grid,
@@ -45,6 +47,17 @@ impl ScriptJob<'_> {
     /// Whether the user ended the whole job.
     pub(super) fn interrupted(&self) -> bool {
         self.control.interrupted()
+    }
+
+    /// The first init image, put on the background colour where it has alpha.
+    pub(super) fn flat_init_image(&self) -> Result<RgbImage, GenerateError> {
+        let images = self.params.img2img.as_ref().map(|it| &it.init_images);
+        let picture = images
+            .and_then(|images| images.first())
+            .ok_or_else(|| super::arguments::raised("IndexError", "list index out of range"))?;
+        let background = parse_colour(self.params.options.text("img2img_background_color"))
+            .unwrap_or(image::Rgb([255; 3]));
+        Ok(flatten(picture, background))
     }
 
     /// One generation among those that [`Self::set_job_count`] counted.

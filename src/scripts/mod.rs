@@ -5,8 +5,11 @@
 //! found by its title in [`SCRIPTS`]. Left out: `Custom code`, which is Python.
 
 mod arguments;
+mod canvas;
 mod job;
 mod loopback;
+mod outpainting_mk2;
+mod poor_mans_outpainting;
 mod prompt_matrix;
 mod prompts_from_file;
 mod sd_upscale;
@@ -53,8 +56,10 @@ impl fmt::Debug for dyn Script {
 }
 
 /// Every script, in the order in which A1111 lists them.
-pub static SCRIPTS: [&dyn Script; 5] = [
+pub static SCRIPTS: [&dyn Script; 7] = [
     &loopback::Loopback,
+    &outpainting_mk2::OutpaintingMk2,
+    &poor_mans_outpainting::PoorMansOutpainting,
     &prompt_matrix::PromptMatrix,
     &prompts_from_file::PromptsFromFile,
     &sd_upscale::SdUpscale,

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::imaging::{TileGrid, flatten, parse_colour, upscale};
+use crate::imaging::{TileGrid, upscale};
 use crate::pipeline::{
     FoundUpscaler, GenerateError, GenerationResult, Picture, Tiling, save_script_sample,
 };
@@ -115,15 +115,7 @@ fn upscaler_name(job: &ScriptJob<'_>) -> Result<String, GenerateError> {
 
 fn enlarged(job: &ScriptJob<'_>, upscaler: &str, scale: f64) -> Result<Picture, GenerateError> {
     let options = &job.params.options;
-    let picture = job
-        .params
-        .img2img
-        .as_ref()
-        .and_then(|img2img| img2img.init_images.first())
-        .ok_or_else(|| raised("IndexError", "list index out of range"))?;
-    let background =
-        parse_colour(options.text("img2img_background_color")).unwrap_or(image::Rgb([255; 3]));
-    let flat = Picture::from(flatten(picture, background));
+    let flat = Picture::from(job.flat_init_image()?);
     if upscaler == "None" {
         return Ok(flat);
     }
