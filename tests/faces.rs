@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ancestral::catalogue::FaceFiles;
 use ancestral::imaging::{Affine, similarity};
-use ancestral::models::find_faces;
 use ancestral::models::graphs::{BuiltGraph, Weights, codeformer, gfpgan, parsenet, retinaface};
+use ancestral::models::{FaceRestorers, find_faces};
 use ancestral::pipeline::{
     Cause, FaceModel, FaceNetworkProvider, FaceNetworks, Landmarks, restore_faces,
 };
@@ -332,4 +333,94 @@ fn faces_are_cut_out_and_pasted_back_as_facexlib_does() {
     let small = Scripted { faces: vec![small] };
     let same = restore_faces(&picture, FaceModel::Gfpgan, 0.25, &small, &mut comments);
     assert!(same.unwrap() == picture);
+}
+
+// ---- files --------------------------------------------------------------------------------------
+
+/// The recorded GFPGAN's tensors, with its last level repeated until faces have 512 pixels.
+fn enlarged_gfpgan(case: &Value) -> Value {
+    let mut tensors = case["tensors"].as_object().unwrap().clone();
+    let known = tensors.clone();
+    for level in 4..7 {
+        for (name, shape) in &known {
+            let parts: Vec<&str> = name.split('.').collect();
+            let renamed = match parts[..] {
+                [
+                    "conv_body_down" | "conv_body_up" | "condition_scale" | "condition_shift",
+                    "3",
+                    ..,
+                ] => name.replacen(".3.", &format!(".{level}."), 1),
+                [_, "to_rgbs", "3", ..] => name.replacen(".3.", &format!(".{level}."), 1),
+                [_, "style_convs", place @ ("6" | "7"), ..] => {
+                    let same: usize = place.parse().unwrap();
+                    let there = 2 * level + same - 6;
+                    name.replacen(&format!(".{place}."), &format!(".{there}."), 1)
+                }
+                _ => continue,
+            };
+            tensors.insert(renamed, shape.clone());
+        }
+        let side = 8 << level;
+        for layer in [2 * level + 1, 2 * level + 2] {
+            let name = format!("stylegan_decoder.noises.noise{layer}");
+            tensors.insert(name, json!([1, 1, side, side]));
+        }
+    }
+    tensors["final_linear.weight"][0] = json!(16 * 16);
+    tensors["final_linear.bias"][0] = json!(16 * 16);
+    Value::Object(tensors)
+}
+
+#[test]
+fn networks_are_loaded_from_the_data_folder() {
+    let document = document("networks.json");
+    let cases = document["cases"].as_array().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let codeformer = folder.path().join("Codeformer");
+    let gfpgan = folder.path().join("GFPGAN");
+    fs_err::create_dir_all(&codeformer).unwrap();
+    fs_err::create_dir_all(&gfpgan).unwrap();
+    let files = FaceFiles::new(Some(codeformer.clone()), Some(gfpgan.clone()), None);
+    let restorers = FaceRestorers::new(runtime(), files);
+    let reason = |model| restorers.load(model).err().unwrap().to_string();
+
+    assert!(
+        reason(FaceModel::CodeFormer).contains("codeformer-v0.1.0.pth is not in models/Codeformer")
+    );
+    write_weights(
+        &codeformer.join("codeformer-v0.1.0.pth"),
+        &cases[4]["tensors"],
+    );
+    assert!(reason(FaceModel::CodeFormer).contains("it takes faces of 64 pixels, not 512"));
+    write_weights(
+        &codeformer.join("codeformer-v0.1.0.pth"),
+        &cases[2]["tensors"],
+    );
+    assert!(reason(FaceModel::CodeFormer).contains("it is no CodeFormer"));
+
+    write_weights(&gfpgan.join("GFPGANv1.4.pth"), &enlarged_gfpgan(&cases[3]));
+    assert!(reason(FaceModel::Gfpgan).contains("detection_Resnet50_Final.pth is not in"));
+    write_weights(
+        &gfpgan.join("detection_Resnet50_Final.pth"),
+        &cases[0]["tensors"],
+    );
+    write_weights(&gfpgan.join("parsing_parsenet.pth"), &cases[2]["tensors"]);
+    let networks = restorers.load(FaceModel::Gfpgan).unwrap();
+    let face = formula_picture(512, 512);
+    let restored = networks.redraw(&face, 0.5).unwrap();
+    assert_eq!(restored.dimensions(), (512, 512));
+    assert!(restored != face);
+    // The noise is the file's, so the answer is the same again, at whatever fidelity.
+    assert!(networks.redraw(&face, 0.0).unwrap() == restored);
+    let classes = networks.parse(&face).unwrap();
+    assert!(
+        classes
+            .pixels()
+            .any(|class| class != classes.get_pixel(0, 0))
+    );
+    // Nothing is sure enough to be a face.
+    assert!(networks.find_faces(&face).unwrap().is_empty());
+    let mut comments = Vec::new();
+    let same = restore_faces(&face, FaceModel::Gfpgan, 0.5, &restorers, &mut comments);
+    assert!(same.unwrap() == face && comments.is_empty());
 }
