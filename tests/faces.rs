@@ -345,12 +345,9 @@ fn enlarged_gfpgan(case: &Value) -> Value {
         for (name, shape) in &known {
             let parts: Vec<&str> = name.split('.').collect();
             let renamed = match parts[..] {
-                [
-                    "conv_body_down" | "conv_body_up" | "condition_scale" | "condition_shift",
-                    "3",
-                    ..,
-                ] => name.replacen(".3.", &format!(".{level}."), 1),
-                [_, "to_rgbs", "3", ..] => name.replacen(".3.", &format!(".{level}."), 1),
+                ["conv_body_down" | "conv_body_up", "3", ..]
+                | ["condition_scale" | "condition_shift", "3", ..]
+                | [_, "to_rgbs", "3", ..] => name.replacen(".3.", &format!(".{level}."), 1),
                 [_, "style_convs", place @ ("6" | "7"), ..] => {
                     let same: usize = place.parse().unwrap();
                     let there = 2 * level + same - 6;
