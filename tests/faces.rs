@@ -343,17 +343,18 @@ fn enlarged_gfpgan(case: &Value) -> Value {
     let known = tensors.clone();
     for level in 4..7 {
         for (name, shape) in &known {
-            let parts: Vec<&str> = name.split('.').collect();
-            let renamed = match parts[..] {
-                ["conv_body_down" | "conv_body_up", "3", ..]
-                | ["condition_scale" | "condition_shift", "3", ..]
-                | [_, "to_rgbs", "3", ..] => name.replacen(".3.", &format!(".{level}."), 1),
-                [_, "style_convs", place @ ("6" | "7"), ..] => {
-                    let same: usize = place.parse().unwrap();
-                    let there = 2 * level + same - 6;
-                    name.replacen(&format!(".{place}."), &format!(".{there}."), 1)
-                }
-                _ => continue,
+            let is_level = ["conv_body_", "condition_", "stylegan_decoder.to_rgbs."]
+                .iter()
+                .any(|part| name.starts_with(part));
+            let decoder = "stylegan_decoder.style_convs.";
+            let renamed = if is_level && name.contains(".3.") {
+                name.replacen(".3.", &format!(".{level}."), 1)
+            } else if let Some(rest) = name.strip_prefix(&format!("{decoder}6.")) {
+                format!("{decoder}{}.{rest}", 2 * level)
+            } else if let Some(rest) = name.strip_prefix(&format!("{decoder}7.")) {
+                format!("{decoder}{}.{rest}", 2 * level + 1)
+            } else {
+                continue;
             };
             tensors.insert(renamed, shape.clone());
         }
