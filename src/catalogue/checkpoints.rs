@@ -346,8 +346,14 @@ impl Catalogue {
     /// The VAE that the setting `sd_vae` means for a checkpoint: `None` is the one inside, as is
     /// `Automatic` where no file's name begins with the checkpoint's stem. With `--vae-path` it is
     /// always that file.
+    /// `prefers_checkpoints`: what the checkpoint's `.json` names wins over the setting.
     #[must_use]
-    pub fn choose_vae(&self, setting: &str, checkpoint: &Checkpoint) -> Option<VaeFile> {
+    pub fn choose_vae(
+        &self,
+        setting: &str,
+        prefers_checkpoints: bool,
+        checkpoint: &Checkpoint,
+    ) -> Option<VaeFile> {
         if let Some(path) = &self.config.vae_path {
             let name = path.file_name().unwrap_or_default();
             return Some(VaeFile {
@@ -355,6 +361,9 @@ impl Catalogue {
                 path: path.clone(),
             });
         }
+        let preference = preferred_vae(checkpoint)
+            .filter(|name| prefers_checkpoints && !name.is_empty() && name != "Automatic");
+        let setting = preference.as_deref().unwrap_or(setting);
         let list = self.vaes.read();
         match setting {
             "None" => None,
@@ -715,7 +724,7 @@ mod tests {
         );
         let name = |setting: &str, checkpoint| {
             catalogue
-                .choose_vae(setting, checkpoint)
+                .choose_vae(setting, false, checkpoint)
                 .map(|vae| vae.name)
         };
         assert_eq!(name("Automatic", &m).as_deref(), Some("m-vae.pt"));
@@ -731,6 +740,10 @@ mod tests {
         )
         .unwrap();
         assert_eq!(name("Automatic", &n).as_deref(), Some("other.safetensors"));
+        assert_eq!(name("m-vae.pt", &n).as_deref(), Some("m-vae.pt"));
+        let preferred = |setting| catalogue.choose_vae(setting, true, &n).map(|vae| vae.name);
+        assert_eq!(preferred("m-vae.pt").as_deref(), Some("other.safetensors"));
+        assert_eq!(preferred("None").as_deref(), Some("other.safetensors"));
     }
 
     #[test]
@@ -745,7 +758,7 @@ mod tests {
         });
         let m = catalogue.find_exact("m").unwrap();
         for setting in ["Automatic", "None", "m-vae.pt"] {
-            let vae = catalogue.choose_vae(setting, &m).unwrap();
+            let vae = catalogue.choose_vae(setting, false, &m).unwrap();
             assert_eq!(
                 (vae.name.as_str(), &vae.path),
                 ("elsewhere.safetensors", &forced)

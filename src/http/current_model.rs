@@ -36,9 +36,14 @@ impl CurrentModel<'_> {
             .map(|checkpoint| checkpoint.name)
             .unwrap_or_default();
         let vae = self.0.settings.get("sd_vae");
+        let overrides = self
+            .0
+            .settings
+            .get("sd_vae_overrides_per_model_preferences");
         let request = ModelRequest {
             checkpoint: name,
             vae: vae.as_str().unwrap_or("Automatic").to_owned(),
+            prefers_checkpoints_vae: overrides == false,
             ..ModelRequest::default()
         };
         self.0.engine.load(&request)

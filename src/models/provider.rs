@@ -170,7 +170,9 @@ impl Provider {
         let sha256 = self.catalogue.ensure_hash(&checkpoint).map_err(io)?;
         let mut loaded = self.loaded.lock();
         let main = self.checkpoint(&mut loaded, &checkpoint, variant_of(request))?;
-        let vae_file = self.catalogue.choose_vae(&request.vae, &checkpoint);
+        let vae_file =
+            self.catalogue
+                .choose_vae(&request.vae, request.prefers_checkpoints_vae, &checkpoint);
         let vae = self.vae(
             &mut loaded,
             &checkpoint,

@@ -77,7 +77,11 @@ impl BatchConditioning {
         Ok(Self {
             conditioning: ScheduledConditioning { pictures },
             padding,
-            used_embeddings: conditioner.used_embeddings(),
+            used_embeddings: if options.bool("textual_inversion_add_hashes_to_infotext") {
+                conditioner.used_embeddings()
+            } else {
+                Vec::new()
+            },
             emphasis: (emphasis != Emphasis::Original && has_brackets).then_some(emphasis),
         })
     }

@@ -241,6 +241,10 @@ impl<'a> Job<'a> {
             .load(&ModelRequest {
                 checkpoint: checkpoint.to_owned(),
                 vae: self.params.options.text("sd_vae").to_owned(),
+                prefers_checkpoints_vae: !self
+                    .params
+                    .options
+                    .bool("sd_vae_overrides_per_model_preferences"),
                 tiling: self.params.tiling,
                 token_merging_ratio,
                 loras: loras.to_vec(),

@@ -94,6 +94,9 @@ pub struct ModelRequest {
     pub checkpoint: String,
     /// The option `sd_vae`: `Automatic`, `None` or a file name.
     pub vae: String,
+    /// A VAE that the checkpoint's own `.json` names wins over `vae`: the option
+    /// `sd_vae_overrides_per_model_preferences` is off.
+    pub prefers_checkpoints_vae: bool,
     /// Circular padding in every convolution.
     pub tiling: bool,
     /// Share of the tokens that self-attention at the latent's full size merges; 0: none.

@@ -51,7 +51,10 @@ impl TextEncoder for ToyText {
 }
 
 /// Noise that depends on the picture, its neighbours, the time and the text.
-struct ToyUnet;
+struct ToyUnet {
+    tiling: bool,
+    shift: f32,
+}
 
 impl Unet for ToyUnet {
     fn predict(&self, input: &UnetInput) -> Result<Array4<f32>, Cause> {
@@ -72,10 +75,19 @@ impl Unet for ToyUnet {
             (rows, 4, height, width),
             |(row, channel, y, x)| {
                 let here = input.sample[[row, channel, y, x]];
-                let beside = input.sample[[row, channel, y, (x + 1).min(width - 1)]];
+                let beside = if self.tiling {
+                    (x + 1) % width
+                } else {
+                    (x + 1).min(width - 1)
+                };
+                let beside = input.sample[[row, channel, y, beside]];
                 let time = input.timestep[row] / 1000.0;
                 let place = (x as f32 * 0.9 + y as f32 * 0.7 + channel as f32).sin();
-                0.7 * here + 0.2 * beside + texts[row][channel] * place * 0.8 + time * 0.05
+                0.7 * here
+                    + 0.2 * beside
+                    + texts[row][channel] * place * 0.8
+                    + time * 0.05
+                    + self.shift
             },
         ))
     }
@@ -142,7 +154,15 @@ impl ModelProvider for ToyModels {
             unet_channels: 4,
             vae_scale: 0.18215,
             alphas_cumprod,
-            unet: Arc::new(ToyUnet),
+            unet: Arc::new(ToyUnet {
+                tiling: request.tiling,
+                // A refiner by this name is another network.
+                shift: if request.checkpoint == "other" {
+                    0.2
+                } else {
+                    0.0
+                },
+            }),
             text_encoders: vec![Arc::new(ToyText)],
             vae: Arc::new(ToyVae {
                 broken: [BROKEN_VAE, BROKEN_VAE_UNCHECKED].contains(&request.vae.as_str()),
