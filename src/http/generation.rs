@@ -9,10 +9,16 @@ use super::Server;
 use super::current_model::CurrentModel;
 use super::job_request::{RequestKind, answer};
 use super::respond::Answer;
+<<<<<<< HEAD
 use crate::api::{
     ApiError, CheckpointNames, DynamicPromptsSetting, ResolveContext, Resolved, generation_answer,
 };
 use crate::catalogue::{Catalogue, WildcardFolders};
+=======
+use super::state::preview_options;
+use crate::api::{ApiError, CheckpointNames, ResolveContext, Resolved, generation_answer};
+use crate::catalogue::Catalogue;
+>>>>>>> 77698b5 (Watch /progress after every step; leave previews of finished batches unasked)
 use crate::config::Options;
 use crate::jobs::Board;
 
@@ -83,6 +89,7 @@ pub(super) fn carry_out(
             "override_settings: unknown options and checkpoints, and values of another type, are ignored"
         );
     }
+    board.set_preview_options(preview_options(&resolved.params.options));
     resolved.decode_pictures(server.pictures())?;
     if let Some(overrides) = resolved.lasting_overrides()
         && let Err(error) = server.settings.change_in_memory(&overrides)

@@ -199,6 +199,12 @@ impl Board {
         self.stop.call();
     }
 
+    /// The options that the running job makes previews by while nobody asks: with
+    /// `show_progress_every_n_steps` -1 every finished batch leaves one.
+    pub fn set_preview_options(&self, options: PreviewOptions) {
+        self.inner.lock().preview_options = options;
+    }
+
     /// The progress of the running job. `options` decide whether a new preview is made.
     #[must_use]
     pub fn progress(&self, options: PreviewOptions, want_preview: bool) -> Progress {
@@ -450,6 +456,21 @@ mod tests {
         assert!((board.progress(DEFAULTS, false).progress - 0.51).abs() < 1e-12);
         board.next_job();
         assert!((board.progress(DEFAULTS, false).progress - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_finished_batch_leaves_a_preview_that_nobody_asked_for() {
+        let board = Board::new(false).following("scripts_txt2img", Meter::default());
+        let finished_only = PreviewOptions {
+            every_steps: -1,
+            ..DEFAULTS
+        };
+        board.set_preview_options(finished_only);
+        board.set_job_count(2);
+        board.set_sampling_steps(20);
+        board.step(19, &latent(), Family::Sd1);
+        board.next_job();
+        assert!(board.progress(finished_only, true).preview.is_some());
     }
 
     #[test]

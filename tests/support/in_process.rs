@@ -18,6 +18,7 @@ use ancestral::app::App;
 use ancestral::catalogue::{Catalogue, CatalogueConfig};
 use ancestral::config::Config;
 use ancestral::http;
+use ancestral::jobs::Engine;
 use serde_json::{Value, json};
 
 use crate::toy_models::ToyEngine;
@@ -69,6 +70,15 @@ impl InProcess {
 
     /// Starts over a data folder that is there already.
     pub(crate) fn over(data: tempfile::TempDir, flags: &[&str]) -> Self {
+        Self::with_engine(data, flags, Arc::new(ToyEngine))
+    }
+
+    /// Starts with an engine of the test's own.
+    pub(crate) fn with_engine(
+        data: tempfile::TempDir,
+        flags: &[&str],
+        engine: Arc<dyn Engine>,
+    ) -> Self {
         let path = data.path().display().to_string();
         let mut all = vec!["--data-dir", path.as_str()];
         all.extend(flags);
@@ -77,7 +87,7 @@ impl InProcess {
             models_dir: config.folders.models.clone(),
             ..CatalogueConfig::default()
         }));
-        let app = App::with_engine(config, Arc::new(ToyEngine), catalogue).expect("builds");
+        let app = App::with_engine(config, engine, catalogue).expect("builds");
         Self { app, data }
     }
 

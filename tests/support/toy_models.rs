@@ -233,23 +233,30 @@ impl FaceNetworks for ToyFaces {
 /// A prompt whose job is interrupted in its first step.
 pub(crate) const STOPPED: &str = "stopped";
 
-struct StopsInFirstStep<'a> {
+/// A job that somebody looks at after every step, and that may be stopped after its first.
+pub(crate) struct Observed<'a> {
     inner: &'a dyn JobControl,
+    on_step: &'a (dyn Fn() + Sync),
+    stops: bool,
     stepped: AtomicBool,
 }
 
-impl<'a> StopsInFirstStep<'a> {
-    fn over(inner: &'a dyn JobControl) -> Self {
+impl<'a> Observed<'a> {
+    pub(crate) fn over(inner: &'a dyn JobControl, on_step: &'a (dyn Fn() + Sync)) -> Self {
         Self {
             inner,
+            on_step,
+            stops: false,
             stepped: AtomicBool::new(false),
         }
     }
 }
 
 #[rustfmt::skip]
-impl JobControl for StopsInFirstStep<'_> {
-    fn interrupted(&self) -> bool { self.stepped.load(Ordering::Relaxed) }
+impl JobControl for Observed<'_> {
+    fn interrupted(&self) -> bool {
+        self.inner.interrupted() || self.stops && self.stepped.load(Ordering::Relaxed)
+    }
     fn skipped(&self) -> bool { self.inner.skipped() }
     fn clear_skip(&self) { self.inner.clear_skip(); }
     fn set_job_count(&self, count: i64) { self.inner.set_job_count(count); }
@@ -259,6 +266,7 @@ impl JobControl for StopsInFirstStep<'_> {
     fn step(&self, index: usize, preview: &Latent, family: Family) {
         self.stepped.store(true, Ordering::Relaxed);
         self.inner.step(index, preview, family);
+        (self.on_step)();
     }
     fn stop_with(&self, stop: Option<Stop>) { self.inner.stop_with(stop); }
     fn set_text(&self, text: Option<&str>) { self.inner.set_text(text); }
@@ -276,7 +284,11 @@ impl Engine for ToyEngine {
         control: &dyn JobControl,
     ) -> Result<GenerationResult, GenerateError> {
         if params.prompt == STOPPED {
-            return generate(params, &ToyModels, &StopsInFirstStep::over(control));
+            let stopped = Observed {
+                stops: true,
+                ..Observed::over(control, &|| {})
+            };
+            return generate(params, &ToyModels, &stopped);
         }
         generate(params, &ToyModels, control)
     }
