@@ -9,16 +9,11 @@ use super::Server;
 use super::current_model::CurrentModel;
 use super::job_request::{RequestKind, answer};
 use super::respond::Answer;
-<<<<<<< HEAD
+use super::state::preview_options;
 use crate::api::{
     ApiError, CheckpointNames, DynamicPromptsSetting, ResolveContext, Resolved, generation_answer,
 };
 use crate::catalogue::{Catalogue, WildcardFolders};
-=======
-use super::state::preview_options;
-use crate::api::{ApiError, CheckpointNames, ResolveContext, Resolved, generation_answer};
-use crate::catalogue::Catalogue;
->>>>>>> 77698b5 (Watch /progress after every step; leave previews of finished batches unasked)
 use crate::config::Options;
 use crate::jobs::Board;
 

@@ -460,7 +460,7 @@ mod tests {
 
     #[test]
     fn a_finished_batch_leaves_a_preview_that_nobody_asked_for() {
-        let board = Board::new(false).following("scripts_txt2img", Meter::default());
+        let board = Board::new(false).following("scripts_txt2img", None, Meter::default());
         let finished_only = PreviewOptions {
             every_steps: -1,
             ..DEFAULTS
