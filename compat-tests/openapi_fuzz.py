@@ -215,7 +215,7 @@ def findings_of(operation, mode: GenerationMode, given: argparse.Namespace, erro
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="http://127.0.0.1:7860")
-    parser.add_argument("--examples", type=int, default=25, help="requests of each kind an operation")
+    parser.add_argument("--examples", type=int, default=40, help="requests of each kind an operation")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", help="part of an operation's path")
     parser.add_argument("--long", action="store_true", help="tell a request for each finding")

@@ -10,6 +10,7 @@ run as well as an unlisted one that does not. scripts/test runs this in .venv.
 
 import argparse
 import contextlib
+import http.client
 import os
 import re
 import shutil
@@ -53,15 +54,19 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(server: Path, data: Path, *flags: str) -> Iterator[str]:
-    """The server's address while it runs; it has to end by itself, with status 0, when it is told to."""
+def started(
+    server: Path, data: Path, *flags: str, environment: dict[str, str] | None = None
+) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The address and the process of a server that answers; what is left of it afterwards is killed."""
     port = free_port()
     checkpoint = data / "models" / "Stable-diffusion" / "tiny-sd2-v.safetensors"
     command = [str(server), "--api", "--use-cpu", "all", "--data-dir", str(data), "--ckpt", str(checkpoint)]
     command += ["--port", str(port), "--cors-allow-origins", "*", *flags]
     log = data / "server.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=data)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, cwd=data, env={**os.environ, **(environment or {})}
+        )
     base = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 60
@@ -69,14 +74,22 @@ def running(server: Path, data: Path, *flags: str) -> Iterator[str]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"the server does not come up; its log says:\n{log.read_text()[-3000:]}")
             time.sleep(0.05)
+        yield base, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def running(server: Path, data: Path, *flags: str) -> Iterator[str]:
+    """The server's address while it runs; it has to end by itself, with status 0, when it is told to."""
+    with started(server, data, *flags) as (base, process):
         yield base
         process.send_signal(signal.SIGTERM)
         status = process.wait(timeout=30)
         if status != 0:
-            raise SystemExit(f"the server ended with status {status} after SIGTERM:\n{log.read_text()[-3000:]}")
-    finally:
-        process.kill()
-        process.wait()
+            log = (data / "server.log").read_text()
+            raise SystemExit(f"the server ended with status {status} after SIGTERM:\n{log[-3000:]}")
 
 
 def answers(base: str) -> bool:
@@ -136,6 +149,30 @@ def run_openapi_fuzz(base: str) -> dict[str, str | None]:
     return run_client("openapi", command)
 
 
+def check_side_effects(base: str, data: Path) -> dict[str, str | None]:
+    """What the routes that change something change."""
+    command = [sys.executable, str(HERE / "clients" / "side_effects.py"), "--base", base, "--data", str(data)]
+    return run_client("side_effects", command)
+
+
+def check_server_control(server: Path, data: Path) -> dict[str, str | None]:
+    """The three routes that end the process, each on a server of its own."""
+    outcome = {}
+    for route, environment in (("server-stop", {}), ("server-kill", {}), ("server-restart", {"SD_WEBUI_RESTART": "tmp/restart"})):
+        with started(server, data, "--api-server-stop", environment=environment) as (base, process):
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                urllib.request.urlopen(f"{base}/sdapi/v1/{route}", data=b"", timeout=30).close()
+            try:
+                status = process.wait(timeout=30)
+                why = None if status == 0 else f"the server ended with status {status}"
+            except subprocess.TimeoutExpired:
+                why = "the server goes on"
+        outcome[f"control/{route}"] = why
+    if not (data / "tmp" / "restart").is_file():
+        outcome["control/server-restart"] = "tmp/restart was not written for the launcher"
+    return outcome
+
+
 def known_failures() -> dict[str, str]:
     ledger = tomllib.loads((HERE / "known-differences.toml").read_text())
     return {
@@ -166,12 +203,16 @@ def check_everything(server: Path, work: Path, only: list[str] | None) -> dict[s
                 outcome |= timed(name, lambda: run_client(name, [*command, "--base", base]))
             if only is None or "traces" in only:
                 outcome |= timed("traces", lambda: run_traces(base))
+            if only is None or "side_effects" in only:
+                outcome |= timed("side_effects", lambda: check_side_effects(base, data))
             if only is None or "openapi" in only:
                 outcome |= timed("openapi", lambda: run_openapi_fuzz(base))
         with running(server, data, "--api-auth", LOGIN) as base:
             for name in filter(commands.get, WITH_LOGIN):
                 command = [*commands[name], "--base", base, "--login", LOGIN]
                 outcome |= timed(f"{name}_login", lambda: run_client(f"{name}_login", command))
+        if only is None or "control" in only:
+            outcome |= timed("control", lambda: check_server_control(server, data))
     return outcome
 
 
@@ -186,7 +227,7 @@ def timed(name: str, checks: Callable[[], dict[str, str | None]]) -> dict[str, s
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--server", type=Path, required=True, help="the built binary")
-    parser.add_argument("--only", nargs="+", help="names of clients, traces or openapi; the ledger is not judged then")
+    parser.add_argument("--only", nargs="+", help="names of clients, or of traces, openapi, side_effects, control; the ledger is not judged then")
     given = parser.parse_args()
     server = given.server.resolve()
     if not server.is_file():

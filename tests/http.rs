@@ -7,6 +7,8 @@ mod guards;
 mod jobs;
 #[path = "http/login.rs"]
 mod login;
+#[path = "http/routes.rs"]
+mod routes;
 #[path = "http/sockets.rs"]
 mod sockets;
 
