@@ -97,6 +97,10 @@ impl App {
                 tower_folders: vec![config.folders.models.clone()],
                 memory_budget_bytes: memory_budget(&config.runtime),
                 answers_nan: config.runtime.answers_nan,
+                safety_checker: config
+                    .runtime
+                    .safety_checker
+                    .then(|| config.folders.models.clone()),
             },
         );
         let engine = Arc::new(Pipeline {

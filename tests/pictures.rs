@@ -39,6 +39,10 @@ struct Studio {
 
 impl Studio {
     fn new() -> Self {
+        Self::with_flags(&[])
+    }
+
+    fn with_flags(further: &[&str]) -> Self {
         let data = tempfile::tempdir().expect("a temporary folder");
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("compat-tests/golden/models");
         golden_models::write_data_folder(data.path(), &golden);
@@ -53,6 +57,11 @@ impl Studio {
             "--use-cpu",
             "all",
         ];
+        flags.extend(further);
+        let safety = data.path().join("models/safety_checker");
+        std::fs::create_dir_all(&safety).expect("made");
+        let checker = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/safety_checker.onnx");
+        std::fs::copy(checker, safety.join("model.onnx")).expect("copied");
         let search = LibrarySearch {
             explicit: std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from),
             data_dir: PathBuf::from(env!("CARGO_MANIFEST_DIR")),
@@ -622,4 +631,34 @@ async fn networks_enlarge_in_extras_hires_fix_and_img2img() {
         let (drawn, plain) = (img2img(name).await, img2img("None").await);
         assert!(drawn.pictures != plain.pictures, "{name}");
     }
+}
+
+/// The checker of these tests flags bright pictures.
+#[actix_web::test]
+async fn flagged_pictures_are_black_and_say_so_and_the_others_are_left_alone() {
+    let (plain, checked) = (Studio::shared(), Studio::with_flags(&["--safety-checker"]));
+    let mut flagged = 0;
+    for seed in 0..8 {
+        let body = json!({"seed": seed, "prompt": format!("picture {seed}")});
+        let (before, after) = (
+            plain.txt2img(body.clone()).await,
+            checked.txt2img(body).await,
+        );
+        let black = after.pictures[0].pixels().all(|pixel| pixel.0 == [0; 3]);
+        assert_eq!(
+            after.infotexts[0].contains("Safety checker: blacked out"),
+            black
+        );
+        let sum: u64 = before.pictures[0]
+            .iter()
+            .map(|level| u64::from(*level))
+            .sum();
+        let mean = sum as f64 / before.pictures[0].as_raw().len() as f64;
+        assert_eq!(black, mean > 127.5, "seed {seed} has a mean of {mean}");
+        if !black {
+            assert!(after.pictures == before.pictures, "seed {seed}");
+        }
+        flagged += usize::from(black);
+    }
+    assert!(flagged > 0, "no picture was bright");
 }

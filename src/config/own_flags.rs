@@ -141,6 +141,11 @@ pub(super) const OWN_FLAGS: &[OwnFlag] = &[
         help: "Pictures of requests may be addresses of public hosts",
     },
     OwnFlag {
+        name: "safety-checker",
+        value: None,
+        help: "Black out finished pictures that MODELS/safety_checker/model.onnx flags",
+    },
+    OwnFlag {
         name: "cors-allow-local",
         value: None,
         help: "Pages from localhost and from files on this machine may call this server",

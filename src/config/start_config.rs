@@ -186,6 +186,8 @@ pub struct RuntimeConfig {
     pub load_at_start: bool,
     /// `--disable-nan-check`: a picture of no numbers is answered, black, instead of an error.
     pub answers_nan: bool,
+    /// Finished pictures are looked at by the models folder's safety checker.
+    pub safety_checker: bool,
 }
 
 /// Options that clients may not change.
@@ -467,6 +469,7 @@ impl RuntimeConfig {
             model_memory_bytes: memory.map(|gib| (gib * BYTES_PER_GIB) as u64),
             load_at_start: !flags.given("skip_load_model_at_start"),
             answers_nan: flags.given("disable_nan_check"),
+            safety_checker: flags.given("safety-checker"),
         })
     }
 }

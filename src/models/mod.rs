@@ -14,6 +14,7 @@ pub mod lora;
 mod networks;
 mod onnx_folder;
 mod provider;
+mod safety;
 mod upscalers;
 
 pub use checkpoint::{CheckpointPlan, LoadError, open_weights};
@@ -21,4 +22,5 @@ pub use export::{ExportError, export};
 pub use faces::{DetectedFace, FaceRestorers, detected_faces, find_faces};
 pub use networks::{GraphTextEncoder, GraphUnet, GraphVae, NetworkError};
 pub use provider::{Provider, ProviderConfig};
+pub use safety::GraphSafetyChecker;
 pub use upscalers::{GraphUpscaler, UpscalerNetworks};

@@ -17,12 +17,13 @@ use super::graphs::{BuildOptions, Weights};
 use super::lora::AppliedNetwork;
 use super::networks::{GraphTextEncoder, GraphUnet, GraphVae};
 use super::onnx_folder;
+use super::safety::GraphSafetyChecker;
 use super::upscalers::UpscalerNetworks;
 use crate::catalogue::{Catalogue, Checkpoint, CheckpointFormat, TensorFile, VAE_PREFIX, VaeFile};
 use crate::conditioning::{ConditioningCache, TextEncoder};
 use crate::pipeline::{
     self, Cause, FaceNetworkProvider, Family, Model, ModelProvider, ModelRequest, Prediction,
-    UpscalerProvider,
+    SafetyChecker, UpscalerProvider,
 };
 use crate::runtime::Runtime;
 
@@ -36,6 +37,8 @@ pub struct ProviderConfig {
     pub memory_budget_bytes: u64,
     /// Results that are no numbers are answered (`--disable-nan-check`).
     pub answers_nan: bool,
+    /// The models folder whose safety checker looks at finished pictures; `None`: none does.
+    pub safety_checker: Option<PathBuf>,
 }
 
 impl Default for ProviderConfig {
@@ -44,6 +47,7 @@ impl Default for ProviderConfig {
             tower_folders: Vec::new(),
             memory_budget_bytes: 8 << 30,
             answers_nan: false,
+            safety_checker: None,
         }
     }
 }
@@ -57,6 +61,7 @@ pub struct Provider {
     loaded: Mutex<Vec<Loaded>>,
     upscalers: UpscalerNetworks,
     faces: FaceRestorers,
+    safety_checker: Option<GraphSafetyChecker>,
 }
 
 /// A file or folder in the state in which it was loaded.
@@ -127,6 +132,10 @@ impl Provider {
     pub fn new(runtime: Runtime, catalogue: Arc<Catalogue>, config: ProviderConfig) -> Self {
         Self {
             upscalers: UpscalerNetworks::new(runtime.clone(), catalogue.upscalers().clone()),
+            safety_checker: config
+                .safety_checker
+                .as_deref()
+                .map(|models| GraphSafetyChecker::new(runtime.clone(), models)),
             faces: FaceRestorers::new(runtime.clone(), catalogue.faces().clone()),
             runtime,
             catalogue,
@@ -465,6 +474,11 @@ impl ModelProvider for Provider {
 
     fn upscalers(&self) -> &dyn UpscalerProvider {
         &self.upscalers
+    }
+
+    fn safety_checker(&self) -> Option<&dyn SafetyChecker> {
+        let checker = self.safety_checker.as_ref()?;
+        Some(checker)
     }
 
     fn faces(&self) -> &dyn FaceNetworkProvider {

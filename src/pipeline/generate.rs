@@ -199,6 +199,7 @@ impl<'a> Job<'a> {
             let (sampled, used) = self.sample(&batch, &prompts, &model, init.as_ref())?;
             label = used;
             let pictures = latents::decode(&sampled.model, &sampled.latent)?;
+            let pictures = self.blacked_out(pictures)?;
             let text = self.job_text(&model, label);
             for (offset, picture) in pictures.into_iter().enumerate() {
                 let picture = self.with_restored_faces(&text, batch.first + offset, picture)?;

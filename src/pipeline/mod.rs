@@ -20,6 +20,7 @@ mod params;
 mod pass;
 mod prompts;
 mod refusals;
+mod safety;
 mod saving;
 mod token_merging;
 mod upscalers;
@@ -37,6 +38,7 @@ pub use faces::{
 pub use generate::generate;
 pub use model::{Cause, Family, Model, ModelProvider, ModelRequest, Posterior, Prediction, Vae};
 pub use params::*;
+pub use safety::SafetyChecker;
 pub use saving::{
     NameFacts, NoSaver, PictureSaver, SavedAs, SavedPicture, Saving, save_script_grid,
     save_script_sample,

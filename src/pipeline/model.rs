@@ -8,7 +8,9 @@ use crate::conditioning::{ConditioningCache, EmbeddingSource, TextEncoder};
 use crate::prompt::LoraTag;
 use crate::sampling::Unet;
 
-use super::{BuiltInUpscalers, FaceNetworkProvider, NoFaceNetworks, UpscalerProvider};
+use super::{
+    BuiltInUpscalers, FaceNetworkProvider, NoFaceNetworks, SafetyChecker, UpscalerProvider,
+};
 
 /// The cause of a failure below a trait of this room.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -117,6 +119,11 @@ pub trait ModelProvider: Send + Sync {
     /// Upscaler networks beside the built-in upscalers.
     fn upscalers(&self) -> &dyn UpscalerProvider {
         &BuiltInUpscalers
+    }
+
+    /// Looks at finished pictures; `None`: nobody does.
+    fn safety_checker(&self) -> Option<&dyn SafetyChecker> {
+        None
     }
 
     /// Networks that restore faces.

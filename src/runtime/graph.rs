@@ -350,6 +350,9 @@ fn float_array(value: &DynValue) -> Option<ArrayD<f32>> {
     if let Ok(array) = value.try_extract_array::<f32>() {
         return Some(array.into_owned());
     }
+    if let Ok(array) = value.try_extract_array::<bool>() {
+        return Some(array.mapv(|flag| f32::from(u8::from(flag))));
+    }
     value
         .try_extract_array::<f16>()
         .ok()
