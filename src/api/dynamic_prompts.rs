@@ -105,7 +105,7 @@ pub(super) fn set(
         unlink_seed: arguments.bool(11),
         first_only: arguments.bool(14),
         max_generations: count(15)?,
-        wildcards: Arc::clone(&setting.wildcards),
+        ..DynamicPrompts::new(Arc::clone(&setting.wildcards))
     });
     let overrides = body.object("override_settings");
     for key in OPTIONS {

@@ -1,8 +1,24 @@
 //! What one request may ask for, beyond A1111, which tries until memory runs out.
 
-use super::ApiError;
+use super::{ApiError, Resolved};
 use crate::config::RequestLimits;
 use crate::pipeline::{ExtrasParams, ExtrasSize, GenerationParams, HiresParams};
+use crate::scripts::ScriptLimits;
+
+/// Hands the limits to a script and to templates, which decide themselves what they draw.
+pub fn set_script_limits(resolved: &mut Resolved, limits: &RequestLimits) {
+    let count = |number: i64| u64::try_from(number).unwrap_or(0);
+    if let Some(script) = &mut resolved.script {
+        script.surroundings.limits = ScriptLimits {
+            pixels: limits.pixels,
+            steps: count(limits.steps),
+            pictures: count(limits.pictures),
+        };
+    }
+    if let Some(templates) = &mut resolved.params.dynamic_prompts {
+        templates.most_pictures = usize::try_from(limits.pictures).unwrap_or(0);
+    }
+}
 
 /// Refuses a job that is larger than the server's flags allow.
 ///

@@ -31,7 +31,7 @@ pub use extras::{ExtrasRequest, extras_answer, resolve_extras};
 pub use field::{Field, Kind};
 pub use img2img::resolve_img2img;
 pub use json::{JsonError, parse_json};
-pub use limits::{check_extras_limits, check_limits};
+pub use limits::{check_extras_limits, check_limits, set_script_limits};
 pub use openapi::openapi_document;
 pub use pictures::{PictureAccess, PictureFetcher};
 pub use png_info::png_info_answer;

@@ -8,7 +8,9 @@ use serde_json::{Map, Value, json};
 
 use super::dynamic_prompts::{self, DynamicPromptsSetting};
 use super::{ApiError, Body, ResolveContext};
-use crate::scripts::{Arguments, SCRIPTS, ScriptCall, Surroundings, Tab, find_script};
+use crate::scripts::{
+    Arguments, SCRIPTS, ScriptCall, ScriptLimits, Surroundings, Tab, find_script,
+};
 
 /// Titles of the always-on scripts of txt2img.
 const TXT2IMG_ALWAYS_ON: &[&str] = &[
@@ -174,6 +176,7 @@ pub(super) fn chosen_script(
         surroundings: Surroundings {
             styles,
             upscalers: context.upscalers.clone(),
+            limits: ScriptLimits::default(),
         },
     }))
 }

@@ -10,7 +10,7 @@ use super::respond::{Answer, json};
 use super::{Server, extras, generation};
 use crate::api::{
     ApiError, Body, EXTRAS_BATCH, EXTRAS_SINGLE, ExtrasRequest, IMG2IMG, Resolved, Schema, TXT2IMG,
-    check_limits, read_body, resolve_img2img, resolve_txt2img,
+    check_limits, read_body, resolve_img2img, resolve_txt2img, set_script_limits,
 };
 use crate::config::Options;
 use crate::jobs::{Board, Ticket, new_task_id};
@@ -74,14 +74,15 @@ impl RequestKind {
     ) -> Result<JobRequest, ApiError> {
         let body = read_body(content_type, bytes, self.schema())?;
         let context = |options| generation::context(server, options);
-        let work = match self {
+        let mut work = match self {
             Self::Txt2img => Work::Generate(Box::new(resolve_txt2img(body, &context(options))?)),
             Self::Img2img => Work::Generate(Box::new(resolve_img2img(body, &context(options))?)),
             Self::ExtraSingleImage => Work::Extras(ExtrasRequest::Single, body, options),
             Self::ExtraBatchImages => Work::Extras(ExtrasRequest::Batch, body, options),
         };
-        if let Work::Generate(resolved) = &work {
+        if let Work::Generate(resolved) = &mut work {
             check_limits(&resolved.params, &server.config.limits)?;
+            set_script_limits(resolved, &server.config.limits);
         }
         Ok(JobRequest { kind: self, work })
     }

@@ -21,8 +21,8 @@ use crate::prompt::{
 use super::prompts::JobPrompts;
 use super::{GenerateError, GenerationParams, JobControl};
 
-/// Pictures that a template may stand for.
-const MAX_PROMPTS: usize = 1000;
+/// What [`DynamicPrompts::most_pictures`] is unless somebody says otherwise.
+const DEFAULT_MOST_PICTURES: usize = 1000;
 
 /// The arguments of the extension's script that change prompts.
 #[derive(Debug, Clone)]
@@ -40,6 +40,8 @@ pub struct DynamicPrompts {
     pub unlink_seed: bool,
     /// Only the first picture is drawn.
     pub first_only: bool,
+    /// Pictures that a template may stand for.
+    pub most_pictures: usize,
 }
 
 impl DynamicPrompts {
@@ -54,6 +56,7 @@ impl DynamicPrompts {
             fixed_seed: false,
             unlink_seed: false,
             first_only: false,
+            most_pictures: DEFAULT_MOST_PICTURES,
         }
     }
 }
@@ -166,8 +169,8 @@ fn listed(
     wildcards: &Wildcards,
 ) -> Result<Texts, GenerateError> {
     let limit = match settings.max_generations {
-        0 => MAX_PROMPTS + 1,
-        most => most.min(MAX_PROMPTS),
+        0 => settings.most_pictures.saturating_add(1),
+        most => most.min(settings.most_pictures),
     };
     let list = |texts: &[String]| -> Vec<String> {
         let template = texts.first().cloned().unwrap_or_default();
@@ -194,16 +197,19 @@ fn listed(
         let negatives = 0..negative.len();
         (0..positive.len())
             .flat_map(|first| negatives.clone().map(move |second| (first, second)))
-            .take(MAX_PROMPTS + 1)
+            .take(settings.most_pictures.saturating_add(1))
             .collect()
     } else {
         (0..positive.len())
             .map(|index| (index, index % negative.len()))
             .collect()
     };
-    let repeated = pairs.len() * settings.combinatorial_batches;
-    if repeated > MAX_PROMPTS {
-        let text = format!("the prompt template stands for more than {MAX_PROMPTS} pictures");
+    let repeated = pairs.len().saturating_mul(settings.combinatorial_batches);
+    if repeated > settings.most_pictures {
+        let text = format!(
+            "the prompt template stands for more than {} pictures; --max-pictures changes this",
+            settings.most_pictures
+        );
         return Err(GenerateError::InvalidValue(text));
     }
     let has_hires = !templates.hires_positive.is_empty();

@@ -34,10 +34,41 @@ impl ScriptJob<'_> {
         }
     }
 
-    /// How many batches the script's generations have together.
-    pub(super) fn set_job_count(&self, batches: usize) {
+    /// Tells how many batches the script's generations have together.
+    ///
+    /// # Errors
+    /// When they are more pictures than the server draws for one request.
+    pub(super) fn set_job_count(&self, batches: usize) -> Result<(), GenerateError> {
+        self.check_pictures(batches.saturating_mul(self.params.batch_size))?;
         let passes = 1 + usize::from(self.params.hires.is_some());
         self.control.set_job_count((batches * passes) as i64);
+        Ok(())
+    }
+
+    /// Refuses more pictures than the server draws for one request.
+    pub(super) fn check_pictures(&self, count: usize) -> Result<(), GenerateError> {
+        let limit = self.call.surroundings.limits.pictures;
+        within(
+            "pictures of a script",
+            count as u64,
+            limit,
+            "--max-pictures",
+        )
+    }
+
+    /// Refuses a generation that a plain request could not ask for either.
+    fn check_limits(&self, params: &GenerationParams) -> Result<(), GenerateError> {
+        let limits = self.call.surroundings.limits;
+        let pixels = (params.width_px as u64).saturating_mul(params.height_px as u64);
+        within(
+            "pixels of a picture",
+            pixels,
+            limits.pixels,
+            "--max-megapixels",
+        )?;
+        let second_pass = params.hires.as_ref().map_or(0, |it| it.second_pass_steps);
+        let steps = params.step_count.max(second_pass) as u64;
+        within("steps", steps, limits.steps, "--max-steps")
     }
 
     pub(super) fn set_job(&self, text: &str) {
@@ -65,6 +96,7 @@ impl ScriptJob<'_> {
         &self,
         params: &GenerationParams,
     ) -> Result<GenerationResult, GenerateError> {
+        self.check_limits(params)?;
         generate(params, self.models, &Counted(self.control))
     }
 
@@ -73,6 +105,7 @@ impl ScriptJob<'_> {
         &self,
         params: &GenerationParams,
     ) -> Result<GenerationResult, GenerateError> {
+        self.check_limits(params)?;
         generate(params, self.models, self.control)
     }
 
@@ -105,6 +138,14 @@ impl ScriptJob<'_> {
             background: colour("grid_background_color", [255; 3]),
         }
     }
+}
+
+fn within(what: &str, asked: u64, limit: u64, flag: &str) -> Result<(), GenerateError> {
+    if asked <= limit {
+        return Ok(());
+    }
+    let text = format!("{asked} {what} are more than {limit}; {flag} changes this");
+    Err(super::arguments::raised("ValueError", text))
 }
 
 /// A1111's way to the next seed.

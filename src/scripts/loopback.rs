@@ -36,7 +36,7 @@ impl Script for Loopback {
         }
         job.fix_seeds();
         let chains = job.params.batch_count;
-        job.set_job_count(loops * chains);
+        job.set_job_count(loops * chains)?;
         let first_strength = job.params.denoising_strength.unwrap_or(0.75);
         let mut params = job.params.clone();
         params.batch_size = 1;

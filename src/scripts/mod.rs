@@ -79,12 +79,32 @@ pub fn find_script(title: &str, tab: Tab) -> Option<&'static dyn Script> {
 /// Name, prompt and negative prompt of a style.
 pub type StyleTexts = (String, String, String);
 
-/// What scripts look up by name besides the models.
+/// What one generation of a script, and all of them together, may ask for.
+#[derive(Debug, Clone, Copy)]
+pub struct ScriptLimits {
+    /// Width times height.
+    pub pixels: u64,
+    pub steps: u64,
+    pub pictures: u64,
+}
+
+impl Default for ScriptLimits {
+    fn default() -> Self {
+        Self {
+            pixels: u64::MAX,
+            steps: u64::MAX,
+            pictures: u64::MAX,
+        }
+    }
+}
+
+/// What scripts look up by name besides the models, and how far they may go.
 #[derive(Debug, Clone, Default)]
 pub struct Surroundings {
     pub styles: Vec<StyleTexts>,
     /// Names of the upscalers in the order in which the server lists them.
     pub upscalers: Vec<String>,
+    pub limits: ScriptLimits,
 }
 
 /// A script that a request asks for.

@@ -51,7 +51,7 @@ impl Script for OutpaintingMk2 {
             return Err(raised("ValueError", "no direction is given to paint in"));
         }
         let rounds = job.params.batch_count;
-        job.set_job_count(rounds * turns.len());
+        job.set_job_count(rounds * turns.len())?;
         let mut painter = Painter {
             job: &job,
             noise,

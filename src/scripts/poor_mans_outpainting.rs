@@ -56,7 +56,7 @@ impl Script for PoorMansOutpainting {
             .filter(|(_, (x, y))| !lies_inside((*x, *y), tile, size, sides))
             .map(|(index, _)| index)
             .collect();
-        job.set_job_count(new.len());
+        job.set_job_count(new.len())?;
         params.batch_size = 1;
         params.batch_count = 1;
         params.makes_grid = false;

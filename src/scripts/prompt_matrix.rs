@@ -40,6 +40,7 @@ impl Script for PromptMatrix {
         }
         let prompts = combinations(&parts, joiner, at_start);
         let count = prompts.len();
+        job.check_pictures(count)?;
         let mut params = job.params.clone();
         if positive {
             params.lists.prompts = prompts;

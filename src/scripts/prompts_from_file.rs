@@ -39,7 +39,7 @@ impl Script for PromptsFromFile {
             .map(|line| params_of_line(&job, line, at_start))
             .collect();
         let batches: usize = jobs.iter().map(|params| params.batch_count).sum();
-        job.set_job_count(batches);
+        job.set_job_count(batches)?;
         let advance = (job.params.batch_size * job.params.batch_count) as i64;
         let mut whole: Option<GenerationResult> = None;
         for (index, (mut params, line)) in jobs.into_iter().zip(&lines).enumerate() {

@@ -52,7 +52,7 @@ impl Script for SdUpscale {
             .collect();
         let batches = tiles.len().div_ceil(params.batch_size);
         let rounds = params.batch_count;
-        job.set_job_count(batches * rounds);
+        job.set_job_count(batches * rounds)?;
         params.batch_count = 1;
         params.makes_grid = false;
         params.save_images = false;

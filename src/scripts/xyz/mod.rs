@@ -70,7 +70,7 @@ impl Script for XyzPlot {
         ];
         check_size(&job.params, counts)?;
         let total: usize = counts.iter().product();
-        job.set_job_count(total * job.params.batch_count);
+        job.set_job_count(total * job.params.batch_count)?;
         let mut cells: Vec<Option<GenerationResult>> = Vec::new();
         cells.resize_with(total, || None);
         let mut first_failure = None;
