@@ -346,13 +346,14 @@ async fn hypertile_is_refused_where_it_would_act() {
 /// A batch of n, and n batches of one, are to the bit the n single pictures with the following seeds.
 #[actix_web::test]
 async fn a_batch_equals_its_pictures_drawn_alone() {
-    const COUNT: usize = 3;
+    const COUNT: usize = 2;
     let studio = Studio::shared();
     for sampler in ancestral::sampling::SAMPLERS {
         let with = |changes: Value| {
             let mut body = json!({
                 "sampler_name": sampler.name,
-                "steps": 4,
+                "steps": 3,
+                "height": 32,
                 "override_settings": {"sd_model_checkpoint": "tiny-sd1.safetensors"},
             });
             for (key, value) in changes.as_object().into_iter().flatten() {
@@ -661,4 +662,79 @@ async fn flagged_pictures_are_black_and_say_so_and_the_others_are_left_alone() {
         flagged += usize::from(black);
     }
     assert!(flagged > 0, "no picture was bright");
+}
+
+/// With hires fix the refiner takes over in the pass that the option names.
+#[actix_web::test]
+async fn the_refiner_takes_over_in_the_chosen_pass() {
+    let studio = Studio::shared();
+    let draw = async |pass: &str, refiner: &str| {
+        studio
+            .txt2img(json!({
+                "steps": 4, "enable_hr": true, "hr_scale": 1.5, "denoising_strength": 0.7,
+                "refiner_checkpoint": refiner, "refiner_switch_at": 0.5,
+                "override_settings": {"hires_fix_refiner_pass": pass},
+            }))
+            .await
+    };
+    let mut seen = vec![draw("second pass", "").await];
+    assert!(!seen[0].infotexts[0].contains("Refiner"));
+    for pass in ["first pass", "second pass", "both passes"] {
+        let drawn = draw(pass, "tiny-sd1").await;
+        assert!(drawn.infotexts[0].contains("Refiner: tiny-sd1 ["), "{pass}");
+        for other in &seen {
+            assert!(drawn.pictures != other.pictures, "{pass}");
+        }
+        seen.push(drawn);
+    }
+    // By steps instead of noise it takes over elsewhere.
+    let switch = async |by_steps: bool| {
+        let options = json!({"refiner_switch_by_sample_steps": by_steps});
+        let body = json!({
+            "steps": 6, "refiner_checkpoint": "tiny-sd1", "refiner_switch_at": 0.8,
+            "scheduler": "karras", "override_settings": options,
+        });
+        studio.txt2img(body).await
+    };
+    let (by_noise, by_steps) = (switch(false).await, switch(true).await);
+    assert!(by_noise.pictures != by_steps.pictures);
+    assert!(by_steps.infotexts[0].contains("Refiner switch by sampling steps: True"));
+}
+
+/// Several init images are a batch: each with its own seed, as if drawn alone.
+#[actix_web::test]
+async fn a_batch_of_init_images_equals_each_drawn_alone() {
+    let studio = Studio::shared();
+    let init = |shade: u8| {
+        let picture =
+            RgbImage::from_fn(64, 48, |x, y| image::Rgb([x as u8 * 4, y as u8 * 5, shade]));
+        as_base64(&picture)
+    };
+    let draw = async |images: Value, seed: i64, size: usize| {
+        let body = request(json!({
+            "init_images": images, "seed": seed, "batch_size": size, "denoising_strength": 0.6,
+        }));
+        studio.draw("/sdapi/v1/img2img", &body).await.pictures
+    };
+    let together = draw(json!([init(30), init(200)]), 7, 2).await;
+    let first = draw(json!([init(30)]), 7, 1).await;
+    let second = draw(json!([init(200)]), 8, 1).await;
+    assert_eq!(together.len(), 2);
+    // The VAE samples both from one generator, whose numbers are all but without weight.
+    assert_near(&together[0], &first[0], "first");
+    assert_near(&together[1], &second[0], "second");
+    let (status, answer) = studio
+        .post(
+            "/sdapi/v1/img2img",
+            &request(json!({"init_images": [init(1), init(2), init(3)], "batch_size": 2})),
+        )
+        .await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(
+        answer["errors"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("bad number of images passed: 3"),
+        "{answer}"
+    );
 }

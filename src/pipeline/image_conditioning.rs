@@ -6,7 +6,7 @@ use ndarray::{Array4, Axis, concatenate, s};
 use crate::rng::Generator;
 use crate::sampling::Latent;
 
-use super::{GenerateError, Model, latents};
+use super::{Family, GenerateError, Model, latents};
 
 /// Input channels of an inpainting UNet: latent, mask, masked latent.
 pub(super) const INPAINTING_CHANNELS: usize = 9;
@@ -58,7 +58,9 @@ pub(super) fn of_picture(
     match model.unet_channels {
         INPAINTING_CHANNELS => {
             let (_, _, height, width) = pixels.dim();
-            let mask_pixels = mask_pixels(mask, height, width);
+            // SDXL's inpainting checkpoints take whole masks whatever the request says.
+            let round = mask.round || model.family == Family::Sdxl;
+            let mask_pixels = mask_pixels(mask.mask, round, height, width);
             let mut masked = pixels.clone();
             for mut plane in masked.outer_iter_mut() {
                 for mut channel in plane.outer_iter_mut() {
@@ -85,8 +87,13 @@ pub(super) fn of_picture(
     }
 }
 
-fn mask_pixels(mask: &MaskOfConditioning<'_>, height: usize, width: usize) -> ndarray::Array2<f32> {
-    let Some(picture) = mask.mask else {
+fn mask_pixels(
+    mask: Option<&GrayImage>,
+    round: bool,
+    height: usize,
+    width: usize,
+) -> ndarray::Array2<f32> {
+    let Some(picture) = mask else {
         return ndarray::Array2::ones((height, width));
     };
     let (mask_width, mask_height) = picture.dimensions();
@@ -94,7 +101,7 @@ fn mask_pixels(mask: &MaskOfConditioning<'_>, height: usize, width: usize) -> nd
         let column = (x * mask_width as usize / width) as u32;
         let row = (y * mask_height as usize / height) as u32;
         let value = f32::from(picture.get_pixel(column, row).0[0]) / 255.0;
-        if mask.round {
+        if round {
             value.round_ties_even()
         } else {
             value
@@ -116,4 +123,21 @@ fn with_mask(latent: &Latent, mask: Option<&ndarray::Array2<f32>>) -> Latent {
         }
     }
     concatenate(Axis(1), &[plane.view(), latent.view()]).expect("both have the latent's size")
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{GrayImage, Luma};
+
+    use super::mask_pixels;
+
+    #[test]
+    fn masks_are_rounded_half_to_even_where_asked() {
+        let mask = GrayImage::from_fn(4, 1, |x, _| Luma([[0, 100, 128, 255][x as usize]]));
+        let round = mask_pixels(Some(&mask), true, 1, 4);
+        assert_eq!(round.as_slice().unwrap(), [0.0, 0.0, 1.0, 1.0]);
+        let soft = mask_pixels(Some(&mask), false, 1, 2);
+        assert_eq!(soft.as_slice().unwrap(), [0.0, 128.0 / 255.0]);
+        assert_eq!(mask_pixels(None, false, 1, 1)[[0, 0]], 1.0);
+    }
 }
