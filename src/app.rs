@@ -375,6 +375,7 @@ fn catalogue(folders: &Folders) -> Catalogue {
         extra_checkpoints: folders.checkpoint.iter().cloned().collect(),
         network_dirs: folders.loras.clone(),
         embeddings_dir: Some(folders.embeddings.clone()),
+        hypernetworks_dir: Some(folders.hypernetworks.clone()),
         upscaler_dirs: folders.upscalers.clone(),
         face_dirs: folders.faces.clone(),
         gfpgan_model: folders.gfpgan_model.clone(),

@@ -161,6 +161,7 @@ fn network(runtime: &Runtime, case: &Value) -> Network {
     let source = GraphSource::Bytes {
         model: &built.model,
         external_folder: weights.path().parent(),
+        values: &built.values,
     };
     Network {
         graph: Graph::load(runtime, "network", source).unwrap(),

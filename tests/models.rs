@@ -13,7 +13,7 @@ use ancestral::conditioning::{HiddenState, TokenBatch};
 use ancestral::models::graphs::{BuildOptions, Heads, UnetShape, VectorInput, Weights, unet};
 use ancestral::models::{GraphUnet, Provider, ProviderConfig};
 use ancestral::pipeline::{Family, Model, ModelProvider, ModelRequest, Prediction};
-use ancestral::prompt::LoraTag;
+use ancestral::prompt::{HypernetworkTag, LoraTag, PromptNetworks};
 use ancestral::runtime::{
     Graph, GraphSource, LibrarySearch, Runtime, RuntimeOptions, find_library,
 };
@@ -528,6 +528,7 @@ fn merging_networks(document: &serde_json::Value) -> [GraphUnet; 2] {
         let source = GraphSource::Bytes {
             model: &built.model,
             external_folder: Some(folder.path()),
+            values: &built.values,
         };
         let graph = Graph::load(&runtime(), "UNet", source).unwrap();
         GraphUnet::new(Arc::new(graph)).unwrap()
@@ -676,15 +677,18 @@ fn with_networks(provider: &Provider, checkpoint: &str, names: &[(&str, f64, f64
     let request = ModelRequest {
         checkpoint: format!("{checkpoint}.safetensors"),
         vae: "None".to_owned(),
-        loras: names
-            .iter()
-            .map(|(name, te, unet)| LoraTag {
-                name: (*name).to_owned(),
-                text_encoder_multiplier: *te,
-                unet_multiplier: *unet,
-                dynamic_rank: None,
-            })
-            .collect(),
+        networks: PromptNetworks {
+            loras: names
+                .iter()
+                .map(|(name, te, unet)| LoraTag {
+                    name: (*name).to_owned(),
+                    text_encoder_multiplier: *te,
+                    unet_multiplier: *unet,
+                    dynamic_rank: None,
+                })
+                .collect(),
+            ..PromptNetworks::default()
+        },
         ..ModelRequest::default()
     };
     provider.load(&request).unwrap()
@@ -894,4 +898,160 @@ fn a_call_in_flight_is_stopped_and_the_next_one_runs() {
     let message = result.unwrap_err().to_string();
     assert!(message.contains("stopped"), "{message}");
     model.unet.predict(&small).unwrap();
+}
+
+/// A provider over a copy of one golden checkpoint, with further folders for networks.
+fn provider_of_copy(folder: &Path, name: &str) -> Provider {
+    let models = data_folder().join("models");
+    let target = folder.join("models/Stable-diffusion");
+    std::fs::create_dir_all(&target).unwrap();
+    for ending in ["safetensors", "yaml"] {
+        let file = format!("{name}.{ending}");
+        std::fs::copy(
+            models.join("Stable-diffusion").join(&file),
+            target.join(&file),
+        )
+        .unwrap();
+    }
+    let catalogue = Catalogue::new(CatalogueConfig {
+        models_dir: folder.join("models"),
+        ..CatalogueConfig::default()
+    });
+    let config = ProviderConfig {
+        tower_folders: vec![models],
+        ..ProviderConfig::default()
+    };
+    Provider::new(runtime(), Arc::new(catalogue), config)
+}
+
+#[test]
+fn a_checkpoint_cut_short_while_loaded_goes_on_working_and_is_refused_when_loaded_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = provider_of_copy(folder.path(), "tiny-sd1");
+    let request = ModelRequest::default();
+    let model = provider.load(&request).unwrap();
+    let latent: Array4<f32> = pattern((1, 4, 6, 6), 4.0);
+    let before = (fingerprint(&model), model.vae.decode(&latent).unwrap());
+    // Nothing of the file may stay mapped: reading a page that is gone would end the process.
+    let path = folder
+        .path()
+        .join("models/Stable-diffusion/tiny-sd1.safetensors");
+    if cfg!(target_os = "linux") {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(!maps.contains(path.to_str().unwrap()), "{maps}");
+    }
+    std::fs::write(&path, b"too short").unwrap();
+    let after = (fingerprint(&model), model.vae.decode(&latent).unwrap());
+    assert_eq!(before, after);
+    let error = provider.load(&request).err().unwrap().to_string();
+    assert!(error.contains("tiny-sd1.safetensors"), "{error}");
+}
+
+/// A pickle of a hypernetwork with one layer and no bias a side, as `torch.save` writes it, is what
+/// `scripts/golden_hypernetworks.py` makes; here the same network stands as merged differences.
+#[test]
+fn a_hypernetwork_of_one_linear_layer_equals_the_merged_difference() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = provider_of_copy(folder.path(), "tiny-sd1");
+    let models = folder.path().join("models");
+    std::fs::create_dir_all(models.join("hypernetworks")).unwrap();
+    std::fs::create_dir_all(models.join("Lora")).unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/hypernetworks/merged");
+    std::fs::copy(
+        golden.join("one_layer.pt"),
+        models.join("hypernetworks/one.pt"),
+    )
+    .unwrap();
+    let checkpoint = models.join("Stable-diffusion/tiny-sd1.safetensors");
+    let file = TensorFile::open_safetensors(&checkpoint).unwrap();
+    let layers = TensorFile::open(&golden.join("layers.pt")).unwrap();
+    let matrix = |file: &TensorFile, name: &str| {
+        let shape = file.get(name).unwrap().shape.clone();
+        Array2::from_shape_vec((shape[0], shape[1]), file.read_f32(name).unwrap()).unwrap()
+    };
+    // W (x + H x) = (W + W H) x.
+    let mut differences = Vec::new();
+    for name in file
+        .names()
+        .filter(|name| name.starts_with("model.diffusion_model."))
+    {
+        let Some((side, layer)) = ["to_k", "to_v"]
+            .iter()
+            .enumerate()
+            .find_map(|(side, ending)| {
+                Some((side, name.strip_suffix(&format!(".{ending}.weight"))?))
+            })
+        else {
+            continue;
+        };
+        let weight = matrix(&file, name);
+        let Some(_) = layers.get(&format!("{}.{side}", weight.ncols())) else {
+            continue;
+        };
+        let change = weight.dot(&matrix(&layers, &format!("{}.{side}", weight.ncols())));
+        let layer = layer
+            .trim_start_matches("model.diffusion_model.")
+            .replace('.', "_");
+        let key = format!("lora_unet_{layer}_{}.diff", ["to_k", "to_v"][side]);
+        differences.push((key, change.into_dyn()));
+    }
+    assert!(differences.len() > 8, "attention of both kinds is changed");
+    write_tensors(&models.join("Lora/whole.safetensors"), &differences);
+    provider.catalogue().hypernetworks().refresh();
+    provider.catalogue().networks().refresh();
+    let with_hypernetwork = |multiplier: f64| {
+        let request = ModelRequest {
+            networks: PromptNetworks {
+                hypernetworks: vec![HypernetworkTag {
+                    name: "one".to_owned(),
+                    multiplier,
+                }],
+                ..PromptNetworks::default()
+            },
+            ..ModelRequest::default()
+        };
+        fingerprint(&provider.load(&request).unwrap())
+    };
+    let plain = fingerprint(&provider.load(&ModelRequest::default()).unwrap());
+    for multiplier in [0.5, 1.0] {
+        let merged = fingerprint(&with_networks(
+            &provider,
+            "tiny-sd1",
+            &[("whole", 0.0, multiplier)],
+        ));
+        let got = with_hypernetwork(multiplier);
+        // Changed keys go through the softmax, which enlarges the rounding of both ways; one layer
+        // left out would be a hundred times as much.
+        assert_close(&got.0, &merged.0, 1e-4, "UNet");
+        assert_eq!(got.1, plain.1, "the text encoder has no part in it");
+        assert!(difference(&got.0, &plain.0) > 1e-3);
+    }
+    assert_close(&with_hypernetwork(0.0).0, &plain.0, 1e-5, "multiplier 0");
+}
+
+#[test]
+fn a_small_memory_budget_keeps_one_unet_and_gives_the_same_values() {
+    let models = data_folder().join("models");
+    let catalogue = Catalogue::new(CatalogueConfig {
+        models_dir: models.clone(),
+        ..CatalogueConfig::default()
+    });
+    let config = ProviderConfig {
+        tower_folders: vec![models],
+        memory_budget_bytes: 1,
+        ..ProviderConfig::default()
+    };
+    let provider = Provider::new(runtime(), Arc::new(catalogue), config);
+    let adapted =
+        |provider: &Provider| with_networks(provider, "tiny-sd1", &[("tiny-sd1-lora", 1.0, 1.0)]);
+    let first = fingerprint(&adapted(&provider));
+    let plain = fingerprint(&with_networks(&provider, "tiny-sd1", &[]));
+    let other = fingerprint(&with_networks(&provider, "tiny-sd2-v", &[]));
+    assert_ne!(plain.0, other.0);
+    assert_eq!(
+        fingerprint(&with_networks(&provider, "tiny-sd1", &[])),
+        plain
+    );
+    assert_eq!(fingerprint(&adapted(&provider)), first);
+    assert_ne!(plain.0, first.0);
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::RwLock;
 
 use super::hashes::old_hash;
-use super::{EmbeddingList, FaceFiles, HashCache, NetworkList, UpscalerList};
+use super::{EmbeddingList, FaceFiles, HashCache, HypernetworkList, NetworkList, UpscalerList};
 
 /// Which folders to look into.
 #[derive(Debug, Clone, Default)]
@@ -28,6 +28,8 @@ pub struct CatalogueConfig {
     pub network_dirs: Vec<PathBuf>,
     /// A1111's `embeddings`.
     pub embeddings_dir: Option<PathBuf>,
+    /// A1111's `hypernetworks`; `None`: the folder of that name in `models_dir`.
+    pub hypernetworks_dir: Option<PathBuf>,
     /// A1111's folders ESRGAN and RealESRGAN, in this order; empty: those in `models_dir`.
     pub upscaler_dirs: Vec<PathBuf>,
     /// A1111's folders Codeformer and GFPGAN, in this order; empty: those in `models_dir`.
@@ -138,6 +140,7 @@ pub struct Catalogue {
     vaes: RwLock<Vec<VaeFile>>,
     networks: NetworkList,
     embeddings: EmbeddingList,
+    hypernetworks: HypernetworkList,
     upscalers: UpscalerList,
     faces: FaceFiles,
 }
@@ -154,6 +157,12 @@ impl Catalogue {
             hashes,
             networks: NetworkList::new(network_folders(&config)),
             embeddings: EmbeddingList::new(config.embeddings_dir.clone()),
+            hypernetworks: HypernetworkList::new(Some(
+                config
+                    .hypernetworks_dir
+                    .clone()
+                    .unwrap_or_else(|| config.models_dir.join("hypernetworks")),
+            )),
             upscalers: upscaler_list(&config),
             faces: face_files(&config),
             config,
@@ -187,6 +196,12 @@ impl Catalogue {
     #[must_use]
     pub fn embeddings(&self) -> &EmbeddingList {
         &self.embeddings
+    }
+
+    /// Hypernetworks.
+    #[must_use]
+    pub fn hypernetworks(&self) -> &HypernetworkList {
+        &self.hypernetworks
     }
 
     /// Upscaler networks.

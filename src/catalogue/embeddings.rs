@@ -109,9 +109,16 @@ fn is_embedding(path: &Path) -> bool {
     known && !is_preview && !is_empty
 }
 
+/// What a picture's data may unpack to; 75 vectors of SDXL have under 10 MB of JSON.
+const MAX_UNPACKED_BYTES: usize = 64 << 20;
+
 const PICTURES: &[&str] = &["png", "webp", "jxl", "avif"];
 
-fn read_embedding(path: &Path) -> Result<EmbeddingFile, String> {
+/// Reads one textual inversion.
+///
+/// # Errors
+/// One sentence when the file cannot be read or holds no embedding.
+pub fn read_embedding(path: &Path) -> Result<EmbeddingFile, String> {
     let words = |error: TensorFileError| error.to_string();
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let mut short_hash = sha256_of(path).map_err(|error| error.to_string())?;
@@ -134,8 +141,7 @@ fn read_embedding(path: &Path) -> Result<EmbeddingFile, String> {
         file.vectors = vec![json_vectors(&json)?];
     } else if has_extension(path, &["safetensors"]) {
         let tensors = TensorFile::open_safetensors(path).map_err(words)?;
-        let names: Vec<String> = tensors.names().map(str::to_owned).collect();
-        file.vectors = plain_vectors(&tensors, &names)?;
+        file.vectors = plain_vectors(&tensors)?;
     } else {
         read_pickled(path, &mut file)?;
     }
@@ -145,16 +151,28 @@ fn read_embedding(path: &Path) -> Result<EmbeddingFile, String> {
     Ok(file)
 }
 
-/// `clip_l` and `clip_g` (SDXL), or the only tensor.
-fn plain_vectors(file: &TensorFile, names: &[String]) -> Result<Vec<Array2<f32>>, String> {
-    let has = |name: &str| names.iter().any(|known| known == name);
-    if has("clip_g") && has("clip_l") {
-        return Ok(vec![matrix(file, "clip_l")?, matrix(file, "clip_g")?]);
+/// The vectors in some tensors of a file, given as (name inside the embedding, name in the file):
+/// `clip_l` and `clip_g` (SDXL), or the only one; `[vectors, width]` a text tower.
+///
+/// # Errors
+/// One sentence when the tensors form no embedding.
+pub fn embedding_vectors(
+    file: &TensorFile,
+    names: &[(&str, &str)],
+) -> Result<Vec<Array2<f32>>, String> {
+    let named = |wanted: &str| names.iter().find(|(inner, _)| *inner == wanted);
+    if let (Some((_, first)), Some((_, second))) = (named("clip_l"), named("clip_g")) {
+        return Ok(vec![matrix(file, first)?, matrix(file, second)?]);
     }
     match names {
-        [only] => Ok(vec![matrix(file, only)?]),
+        [(_, only)] => Ok(vec![matrix(file, only)?]),
         _ => Err(format!("it has {} tensors, one is expected", names.len())),
     }
+}
+
+fn plain_vectors(file: &TensorFile) -> Result<Vec<Array2<f32>>, String> {
+    let names: Vec<(&str, &str)> = file.names().map(|name| (name, name)).collect();
+    embedding_vectors(file, &names)
 }
 
 fn matrix(file: &TensorFile, name: &str) -> Result<Array2<f32>, String> {
@@ -179,8 +197,7 @@ fn read_pickled(path: &Path, file: &mut EmbeddingFile) -> Result<(), String> {
     let text = |key: &str| top.get(key)?.as_text().map(str::to_owned);
     let tensors = top.get("string_to_param").unwrap_or(top);
     let tensors = tensors.tensor_table().map_err(words)?;
-    let names: Vec<String> = tensors.names().map(str::to_owned).collect();
-    file.vectors = plain_vectors(&tensors, &names)?;
+    file.vectors = plain_vectors(&tensors)?;
     file.step = top.get("step").and_then(|step| step.as_int());
     file.checkpoint_hash = text("sd_checkpoint");
     file.checkpoint_name = text("sd_checkpoint_name");
@@ -224,8 +241,9 @@ fn picture_json(path: &Path) -> Result<Json, String> {
         .and_then(image::ImageReader::with_guessed_format)
         .map_err(|error| error.to_string())?;
     let mut limits = image::Limits::default();
-    limits.max_image_width = Some(16384);
-    limits.max_image_height = Some(16384);
+    limits.max_image_width = Some(8192);
+    limits.max_image_height = Some(8192);
+    limits.max_alloc = Some(MAX_UNPACKED_BYTES as u64 * 4);
     reader.limits(limits);
     let picture = reader
         .decode()
@@ -244,10 +262,13 @@ fn embedding_chunk(path: &Path) -> Option<String> {
         .find(|chunk| chunk.keyword == "sd-ti-embedding")
         .map(|chunk| chunk.text.clone());
     plain.or_else(|| {
-        info.compressed_latin1_text
-            .iter()
-            .find(|chunk| chunk.keyword == "sd-ti-embedding")
-            .and_then(|chunk| chunk.get_text().ok())
+        let chunks = info.compressed_latin1_text.iter();
+        let mut chunk = chunks
+            .clone()
+            .find(|chunk| chunk.keyword == "sd-ti-embedding")?
+            .clone();
+        chunk.decompress_text_with_limit(MAX_UNPACKED_BYTES).ok()?;
+        chunk.get_text().ok()
     })
 }
 
@@ -299,7 +320,10 @@ trait ReadLimited {
 
 impl<R: std::io::Read> ReadLimited for R {
     fn take_limited(self, out: &mut Vec<u8>) -> std::io::Result<usize> {
-        std::io::Read::read_to_end(&mut std::io::Read::take(self, 256 << 20), out)
+        std::io::Read::read_to_end(
+            &mut std::io::Read::take(self, MAX_UNPACKED_BYTES as u64),
+            out,
+        )
     }
 }
 

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use half::{bf16, f16};
 use indexmap::IndexMap;
@@ -103,6 +104,8 @@ pub struct StoredTensor {
 #[derive(Debug, Clone)]
 pub struct TensorFile {
     path: PathBuf,
+    /// Length and modification time when the table was read.
+    state: Option<(u64, SystemTime)>,
     tensors: IndexMap<String, StoredTensor>,
     metadata: BTreeMap<String, String>,
     /// Row-major bytes of the tensors that the file has only packed or in another order.
@@ -167,6 +170,7 @@ impl TensorFile {
         file.read_exact(&mut header).map_err(io)?;
         let (tensors, metadata) = parse_header(&header, 8 + length, size).map_err(malformed)?;
         Ok(Self {
+            state: state_of(&path_real),
             path: path_real,
             tensors,
             metadata,
@@ -182,6 +186,7 @@ impl TensorFile {
         metadata: BTreeMap<String, String>,
     ) -> Self {
         Self {
+            state: state_of(&path),
             path,
             tensors,
             metadata,
@@ -200,6 +205,12 @@ impl TensorFile {
     #[must_use]
     pub fn inline(&self, name: &str) -> Option<&[u8]> {
         self.inline.get(name).map(Vec::as_slice)
+    }
+
+    /// Whether the file is still the one whose table of contents this is.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        state_of(&self.path) == self.state
     }
 
     /// The file itself, links resolved.
@@ -238,18 +249,44 @@ impl TensorFile {
     /// When there is no such tensor or the file cannot be read.
     pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>, TensorFileError> {
         let tensor = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        self.read_range(name, 0, tensor.length_bytes)
+    }
+
+    /// `length` stored bytes of a tensor from `first` on.
+    ///
+    /// # Errors
+    /// When there is no such tensor, it is shorter, or the file cannot be read.
+    pub fn read_range(
+        &self,
+        name: &str,
+        first: u64,
+        length: u64,
+    ) -> Result<Vec<u8>, TensorFileError> {
+        let tensor = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        let end = first.checked_add(length);
+        if end.is_none_or(|end| end > tensor.length_bytes) {
+            return Err(TensorFileError::Malformed {
+                path: self.path.display().to_string(),
+                reason: format!("\"{name}\" has only {} bytes", tensor.length_bytes),
+            });
+        }
         if let Some(bytes) = self.inline(name) {
-            return Ok(bytes.to_vec());
+            return Ok(bytes[first as usize..(first + length) as usize].to_vec());
         }
         let io = |source| TensorFileError::Io {
             path: self.path.display().to_string(),
             source,
         };
-        let mut file = fs_err::File::open(&self.path).map_err(io)?;
-        file.seek(SeekFrom::Start(tensor.offset)).map_err(io)?;
-        let mut bytes = vec![0_u8; usize::try_from(tensor.length_bytes).unwrap_or(usize::MAX)];
+        let mut file = self.handle().map_err(io)?;
+        file.seek(SeekFrom::Start(tensor.offset + first))
+            .map_err(io)?;
+        let mut bytes = vec![0_u8; usize::try_from(length).unwrap_or(usize::MAX)];
         file.read_exact(&mut bytes).map_err(io)?;
         Ok(bytes)
+    }
+
+    fn handle(&self) -> std::io::Result<fs_err::File> {
+        fs_err::File::open(&self.path)
     }
 
     /// A tensor's values as float32, row-major.
@@ -275,6 +312,11 @@ impl TensorFile {
             name: name.to_owned(),
         }
     }
+}
+
+fn state_of(path: &Path) -> Option<(u64, SystemTime)> {
+    let metadata = fs_err::metadata(path).ok()?;
+    Some((metadata.len(), metadata.modified().ok()?))
 }
 
 /// Stored bytes as float32; `None` for types without numbers of ours.

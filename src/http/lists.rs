@@ -114,8 +114,15 @@ pub(super) async fn vaes(server: web::Data<Server>) -> HttpResponse {
 }
 
 /// `GET /sdapi/v1/hypernetworks`
-pub(super) async fn hypernetworks() -> HttpResponse {
-    list(std::iter::empty())
+pub(super) async fn hypernetworks(server: web::Data<Server>) -> HttpResponse {
+    list(
+        server
+            .catalogue
+            .hypernetworks()
+            .files()
+            .iter()
+            .map(|file| json!({"name": file.name, "path": file.path.display().to_string()})),
+    )
 }
 
 /// `GET /sdapi/v1/face-restorers`

@@ -1,8 +1,9 @@
-//! The sessions of one checkpoint with networks (LoRA) applied.
+//! The sessions of one checkpoint with networks (LoRA, hypernetworks) applied.
 //!
 //! A session is made for a set of layers. It serves every request whose networks touch no other
 //! layers: layers that are not touched get a zero addition of rank 1. Networks that change weights
-//! (LyCORIS kinds) need a session of their own.
+//! (LyCORIS kinds) need a session of their own, and so does every list of hypernetworks, whatever
+//! its multipliers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,14 +11,29 @@ use std::sync::Arc;
 use ndarray::{ArrayD, IxDyn};
 use parking_lot::Mutex;
 
-use super::checkpoint::{CheckpointPlan, LoadError, load_built};
-use super::graphs::{AdapterPort, BuildOptions, UnetShape, VectorInput, text_encoder, unet};
+use super::checkpoint::{CheckpointPlan, LoadError, load_built, load_unet};
+use super::graphs::{
+    AdapterPort, BuildOptions, HypernetworkModules, UnetShape, VectorInput, multiplier_input,
+    text_encoder, unet,
+};
 use super::lora::{AppliedNetwork, ModelPart, PartChanges, changes, weights_of};
 use super::networks::{GraphTextEncoder, GraphUnet};
 use crate::runtime::Runtime;
 
 /// What identifies the networks of a request: file, multipliers, rank.
 type NetworkKey = Vec<(std::path::PathBuf, u32, u32, Option<usize>)>;
+
+/// One hypernetwork of a request.
+#[derive(Debug, Clone)]
+pub(super) struct AppliedHypernetwork {
+    /// The file and its modification time.
+    pub(super) identity: (std::path::PathBuf, Option<std::time::SystemTime>),
+    pub(super) modules: Arc<HypernetworkModules>,
+    pub(super) multiplier: f32,
+}
+
+/// What identifies the hypernetworks of a session.
+type HypernetworkKey = Vec<(std::path::PathBuf, Option<std::time::SystemTime>)>;
 
 /// The adapted sessions of a checkpoint, the last used of each part.
 pub(super) struct AdaptedSessions {
@@ -37,13 +53,21 @@ struct Session<N> {
     layers: BTreeSet<String>,
     /// The networks whose merged weights are in it; `None`: the checkpoint's own.
     merged: Option<NetworkKey>,
+    hypernetworks: HypernetworkKey,
     ports: Vec<AdapterPort>,
     network: Arc<N>,
 }
 
 impl<N> Session<N> {
-    fn serves(&self, wanted: &BTreeSet<String>, merged: Option<&NetworkKey>) -> bool {
-        self.merged.as_ref() == merged && wanted.is_subset(&self.layers)
+    fn serves(
+        &self,
+        wanted: &BTreeSet<String>,
+        merged: Option<&NetworkKey>,
+        hypernetworks: &HypernetworkKey,
+    ) -> bool {
+        self.merged.as_ref() == merged
+            && self.hypernetworks == *hypernetworks
+            && wanted.is_subset(&self.layers)
     }
 
     /// Values for every adapter input.
@@ -73,11 +97,31 @@ impl AdaptedSessions {
         }
     }
 
-    /// The parts that these networks change, ready to run.
+    /// The UNet without networks.
+    pub(super) fn plain_unet(&self, runtime: &Runtime) -> Result<Arc<GraphUnet>, LoadError> {
+        load_unet(runtime, &self.plan, self.options)
+    }
+
+    /// How many UNets and text towers are loaded. Zero UNets while one is being loaded.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        self.state.try_lock().map_or((0, 0), |state| {
+            (u64::from(state.unet.is_some()), state.text.len() as u64)
+        })
+    }
+
+    /// Lets go of the UNet.
+    pub(super) fn forget_unet(&self) {
+        self.state.lock().unet = None;
+    }
+
+    /// The parts that these networks change, ready to run. `make_room` is called before a UNet is
+    /// loaded.
     pub(super) fn apply(
         &self,
         runtime: &Runtime,
         networks: &[AppliedNetwork],
+        hypernetworks: &[AppliedHypernetwork],
+        make_room: &mut dyn FnMut(),
     ) -> Result<AdaptedParts, LoadError> {
         let mut state = self.state.lock();
         let key: NetworkKey = networks
@@ -100,33 +144,52 @@ impl AdaptedSessions {
             unet: None,
             text: BTreeMap::new(),
         };
-        for (part, change) in all.iter() {
+        let hyper_key: HypernetworkKey = hypernetworks
+            .iter()
+            .map(|hypernetwork| hypernetwork.identity.clone())
+            .collect();
+        let nothing = PartChanges::default();
+        let mut changed: BTreeMap<ModelPart, &PartChanges> =
+            all.iter().map(|(part, change)| (*part, change)).collect();
+        if !hypernetworks.is_empty() {
+            changed.entry(ModelPart::Unet).or_insert(&nothing);
+        }
+        for (part, change) in changed {
             let merged = (!change.replaced.is_empty()).then_some(&key);
             match part {
                 ModelPart::Unet => {
-                    let fits =
-                        |session: &Session<GraphUnet>| session.serves(&change.adapted, merged);
+                    let fits = |session: &Session<GraphUnet>| {
+                        session.serves(&change.adapted, merged, &hyper_key)
+                    };
                     if !state.unet.as_ref().is_some_and(fits) {
                         // The old session goes before the new one takes its memory.
                         state.unet = None;
-                        state.unet = Some(self.load_unet(runtime, change, merged.cloned())?);
+                        make_room();
+                        state.unet = Some(self.load_unet(
+                            runtime,
+                            change,
+                            merged.cloned(),
+                            hypernetworks,
+                        )?);
                     }
                     parts.unet = state.unet.as_ref().map(|session| {
-                        Arc::new(session.network.with_networks(session.values(change)))
+                        let mut values = session.values(change);
+                        values.extend(multipliers(hypernetworks));
+                        Arc::new(session.network.with_networks(values))
                     });
                 }
                 ModelPart::Text(tower) => {
                     let fits = |session: &Session<GraphTextEncoder>| {
-                        session.serves(&change.adapted, merged)
+                        session.serves(&change.adapted, merged, &HypernetworkKey::new())
                     };
-                    if !state.text.get(tower).is_some_and(fits) {
-                        state.text.remove(tower);
-                        let session = self.load_text(runtime, *tower, change, merged.cloned())?;
-                        state.text.insert(*tower, session);
+                    if !state.text.get(&tower).is_some_and(fits) {
+                        state.text.remove(&tower);
+                        let session = self.load_text(runtime, tower, change, merged.cloned())?;
+                        state.text.insert(tower, session);
                     }
-                    if let Some(session) = state.text.get(tower) {
+                    if let Some(session) = state.text.get(&tower) {
                         let network = session.network.with_networks(session.values(change));
-                        parts.text.insert(*tower, Arc::new(network));
+                        parts.text.insert(tower, Arc::new(network));
                     }
                 }
             }
@@ -139,9 +202,12 @@ impl AdaptedSessions {
         runtime: &Runtime,
         change: &PartChanges,
         merged: Option<NetworkKey>,
+        hypernetworks: &[AppliedHypernetwork],
     ) -> Result<Session<GraphUnet>, LoadError> {
+        let modules = hypernetworks.iter().map(|it| Arc::clone(&it.modules));
         let weights = weights_of(&self.plan, ModelPart::Unet)
             .with_adapted(change.adapted.clone())
+            .with_hypernetworks(modules.collect())
             .with_replaced(change.replaced.clone());
         let shape = UnetShape {
             heads: self.plan.heads(),
@@ -152,6 +218,10 @@ impl AdaptedSessions {
         Ok(Session {
             layers: change.adapted.clone(),
             merged,
+            hypernetworks: hypernetworks
+                .iter()
+                .map(|hypernetwork| hypernetwork.identity.clone())
+                .collect(),
             ports: built.adapters,
             network: Arc::new(GraphUnet::new(graph)?),
         })
@@ -172,10 +242,23 @@ impl AdaptedSessions {
         Ok(Session {
             layers: change.adapted.clone(),
             merged,
+            hypernetworks: HypernetworkKey::new(),
             ports: built.adapters,
             network: Arc::new(GraphTextEncoder::new(graph, 0)?),
         })
     }
+}
+
+/// Values of the multiplier inputs.
+fn multipliers(hypernetworks: &[AppliedHypernetwork]) -> Vec<(String, ArrayD<f32>)> {
+    hypernetworks
+        .iter()
+        .enumerate()
+        .map(|(index, hypernetwork)| {
+            let value = ArrayD::from_elem(IxDyn(&[1]), hypernetwork.multiplier);
+            (multiplier_input(index), value)
+        })
+        .collect()
 }
 
 /// A rank 1 addition of nothing.

@@ -10,7 +10,7 @@ use super::graphs::{
     BuildError, BuildOptions, BuiltGraph, Heads, TextTower, TextTowerShape, UnetShape, VectorInput,
     Weights, text_encoder, unet, vae_decoder, vae_encoder,
 };
-use super::networks::{GraphTextEncoder, GraphUnet, GraphVae, NetworkError};
+use super::networks::{GraphTextEncoder, GraphUnet, GraphVae, LazyGraph, NetworkError};
 use crate::catalogue::{
     CheckpointFamily, CheckpointLayout, HeadRule, LdmConfig, TensorFile, TensorFileError,
     TextTowerConfig, UNET_PREFIX, VAE_PREFIX, detect, find_tower_facts,
@@ -263,11 +263,32 @@ pub(super) fn load_built(
     built: &BuiltGraph,
     weights: &Weights,
 ) -> Result<Arc<Graph>, RuntimeError> {
+    if !weights.is_current() {
+        return Err(RuntimeError::Load {
+            graph: name.to_owned(),
+            reason: format!(
+                "{} has changed since it was opened; the next request reads it anew",
+                weights.path().display()
+            ),
+        });
+    }
     let source = GraphSource::Bytes {
         model: &built.model,
         external_folder: weights.path().parent(),
+        values: &built.values,
     };
     Graph::load(runtime, name, source).map(Arc::new)
+}
+
+/// The UNet of a checkpoint.
+pub(super) fn load_unet(
+    runtime: &Runtime,
+    plan: &CheckpointPlan,
+    options: BuildOptions,
+) -> Result<Arc<GraphUnet>, LoadError> {
+    let built = plan.build_unet(options)?;
+    let graph = load_built(runtime, "UNet", &built, &plan.unet_weights())?;
+    Ok(Arc::new(GraphUnet::new(graph)?))
 }
 
 /// The text towers of a checkpoint.
@@ -275,37 +296,32 @@ pub(super) fn load_text_encoders(
     runtime: &Runtime,
     plan: &CheckpointPlan,
     options: BuildOptions,
-) -> Result<Vec<(Arc<GraphTextEncoder>, BuiltGraph)>, LoadError> {
+) -> Result<Vec<Arc<GraphTextEncoder>>, LoadError> {
     let mut encoders = Vec::new();
     for (index, shape) in plan.towers.iter().enumerate() {
         let weights = plan.text_weights(index);
-        let mut built = text_encoder(&weights, *shape, options)?;
+        let built = text_encoder(&weights, *shape, options)?;
         let graph = load_built(runtime, "text encoder", &built, &weights)?;
-        built.model = Vec::new();
-        encoders.push((Arc::new(GraphTextEncoder::new(graph, 0)?), built));
+        encoders.push(Arc::new(GraphTextEncoder::new(graph, 0)?));
     }
     Ok(encoders)
 }
 
-/// A VAE from its weights.
+/// A VAE from its weights. Each half becomes a session when it is first used: a checkpoint's first
+/// step need not wait for its decoder, and the encoder is for pictures that are given.
 pub(super) fn load_vae(
     runtime: &Runtime,
-    weights: &Weights,
+    weights: Weights,
     options: BuildOptions,
 ) -> Result<Arc<GraphVae>, LoadError> {
-    let encoder = load_built(
-        runtime,
-        "VAE encoder",
-        &vae_encoder(weights, options)?,
-        weights,
-    )?;
-    let decoder = load_built(
-        runtime,
-        "VAE decoder",
-        &vae_decoder(weights, options)?,
-        weights,
-    )?;
-    Ok(Arc::new(GraphVae::new(encoder, decoder)))
+    let half = |name: &'static str, built: BuiltGraph| {
+        let (runtime, weights) = (runtime.clone(), weights.clone());
+        LazyGraph::new(move || load_built(&runtime, name, &built, &weights))
+    };
+    Ok(Arc::new(GraphVae::new(
+        half("VAE encoder", vae_encoder(&weights, options)?),
+        half("VAE decoder", vae_decoder(&weights, options)?),
+    )))
 }
 
 /// A1111's test for SD 2.x without a configuration: on a constant input at the last timestep a

@@ -1,5 +1,6 @@
 //! The textual inversions that fit one checkpoint, for the conditioning room.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use crate::catalogue::{EmbeddingFile, EmbeddingList};
@@ -11,7 +12,12 @@ pub(super) struct FittingEmbeddings {
 }
 
 impl FittingEmbeddings {
-    pub(super) fn new(list: &EmbeddingList, tower_widths: &[usize]) -> Self {
+    /// `bundled` come from the networks of a request; a file of the list with the same name wins.
+    pub(super) fn new(
+        list: &EmbeddingList,
+        bundled: &[Arc<Embedding>],
+        tower_widths: &[usize],
+    ) -> Self {
         let (fitting, others) = list.split(tower_widths);
         if !others.is_empty() {
             tracing::debug!(
@@ -19,8 +25,26 @@ impl FittingEmbeddings {
                 "embeddings of other widths are left out"
             );
         }
-        let entries = fitting.into_iter().map(entry).map(Arc::new).collect();
+        let mut entries: Vec<Arc<Embedding>> =
+            fitting.into_iter().map(entry).map(Arc::new).collect();
+        for embedding in bundled {
+            let widths = embedding.vectors.iter().map(ndarray::Array2::ncols);
+            let is_new = entries.iter().all(|known| known.name != embedding.name);
+            if is_new && widths.eq(tower_widths.iter().copied()) {
+                entries.push(Arc::clone(embedding));
+            }
+        }
         Self { entries }
+    }
+
+    /// A number that changes with the embeddings and with the networks, given as name and hash.
+    pub(super) fn state(&self, networks: &[(String, String)]) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        networks.hash(&mut hasher);
+        for entry in &self.entries {
+            (&entry.name, &entry.short_hash).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 }
 

@@ -10,6 +10,7 @@ mod embeddings;
 mod export;
 mod faces;
 pub mod graphs;
+mod hypernetwork;
 pub mod lora;
 mod networks;
 mod onnx_folder;

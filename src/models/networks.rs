@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use ndarray::{Array1, Array2, Array3, Array4, ArrayD, Axis, Ix2, Ix3, Ix4, concatenate, s};
+use parking_lot::Mutex;
 
 use super::graphs::{MERGE_COUNT, MERGE_SOURCES, MERGE_TARGETS, TokenMerge};
 use crate::conditioning::{EncodedText, HiddenState, TextEncoder, TokenBatch};
@@ -416,25 +417,65 @@ impl TextEncoder for GraphTextEncoder {
     }
 }
 
+type LoadGraph = Box<dyn Fn() -> Result<Arc<Graph>, RuntimeError> + Send + Sync>;
+
+/// A session that is made when it is first used.
+pub struct LazyGraph {
+    graph: Mutex<Option<Arc<Graph>>>,
+    load: LoadGraph,
+}
+
+impl LazyGraph {
+    pub fn new(
+        load: impl Fn() -> Result<Arc<Graph>, RuntimeError> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            graph: Mutex::default(),
+            load: Box::new(load),
+        }
+    }
+
+    /// One that is there already.
+    #[must_use]
+    pub fn loaded(graph: Arc<Graph>) -> Self {
+        Self::new(move || Ok(Arc::clone(&graph)))
+    }
+
+    /// The session.
+    ///
+    /// # Errors
+    /// When it cannot be made; the next call tries again.
+    fn get(&self) -> Result<Arc<Graph>, RuntimeError> {
+        let mut graph = self.graph.lock();
+        if let Some(graph) = &*graph {
+            return Ok(Arc::clone(graph));
+        }
+        let loaded = (self.load)()?;
+        *graph = Some(Arc::clone(&loaded));
+        Ok(loaded)
+    }
+}
+
 /// A VAE's two sessions.
 pub struct GraphVae {
-    encoder: Arc<Graph>,
-    decoder: Arc<Graph>,
+    encoder: LazyGraph,
+    decoder: LazyGraph,
 }
 
 impl GraphVae {
     #[must_use]
-    pub fn new(encoder: Arc<Graph>, decoder: Arc<Graph>) -> Self {
+    pub fn new(encoder: LazyGraph, decoder: LazyGraph) -> Self {
         Self { encoder, decoder }
     }
 
     fn posterior(&self, pixels: &Array4<f32>) -> Result<Posterior, NetworkError> {
-        let name = if self.encoder.output("latent_parameters").is_some() {
+        let encoder = self.encoder.get()?;
+        let name = if encoder.output("latent_parameters").is_some() {
             "latent_parameters"
         } else {
             "latent_sample"
         };
-        let moments = shaped4(self.encoder.run(&[("sample", pixels.into())], &[name])?)?;
+        let moments = shaped4(encoder.run(&[("sample", pixels.into())], &[name])?)?;
         if name == "latent_sample" {
             // Older exports give a sample or the mode; then there is nothing left to draw.
             let logvar = Array4::from_elem(moments.raw_dim(), -30.0);
@@ -460,8 +501,8 @@ impl Vae for GraphVae {
     }
 
     fn decode(&self, latent: &Array4<f32>) -> Result<Array4<f32>, Cause> {
-        let out = self
-            .decoder
+        let decoder = self.decoder.get().map_err(NetworkError::from)?;
+        let out = decoder
             .run(&[("latent_sample", latent.into())], &["sample"])
             .map_err(NetworkError::from)?;
         Ok(shaped4(out)?)

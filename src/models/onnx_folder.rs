@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::checkpoint::LoadError;
-use super::networks::{GraphTextEncoder, GraphUnet, GraphVae};
+use super::networks::{GraphTextEncoder, GraphUnet, GraphVae, LazyGraph};
 use crate::pipeline::{Family, Prediction};
 use crate::runtime::{Graph, GraphSource, Runtime};
 use crate::sampling::scaled_linear_alphas_cumprod;
@@ -114,8 +114,8 @@ pub(super) fn load_text_encoders(
 
 pub(super) fn load_vae(runtime: &Runtime, folder: &Path) -> Result<Arc<GraphVae>, LoadError> {
     Ok(Arc::new(GraphVae::new(
-        load_part(runtime, folder, "vae_encoder")?,
-        load_part(runtime, folder, "vae_decoder")?,
+        LazyGraph::loaded(load_part(runtime, folder, "vae_encoder")?),
+        LazyGraph::loaded(load_part(runtime, folder, "vae_decoder")?),
     )))
 }
 

@@ -6,24 +6,27 @@ use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
 
-use super::adapted::AdaptedSessions;
+use super::adapted::{AdaptedSessions, AppliedHypernetwork};
 use super::checkpoint::{
-    CheckpointPlan, LoadError, load_built, load_text_encoders, load_vae, open_weights,
+    CheckpointPlan, LoadError, load_text_encoders, load_unet, load_vae, open_weights,
     predicts_velocity,
 };
 use super::embeddings::FittingEmbeddings;
 use super::faces::FaceRestorers;
-use super::graphs::{BuildOptions, Weights};
-use super::lora::AppliedNetwork;
+use super::graphs::{BuildOptions, HypernetworkModules, Weights};
+use super::hypernetwork::open_hypernetwork;
+use super::lora::{AppliedNetwork, bundled_embeddings};
 use super::networks::{GraphTextEncoder, GraphUnet, GraphVae};
 use super::onnx_folder;
 use super::safety::GraphSafetyChecker;
 use super::upscalers::UpscalerNetworks;
-use crate::catalogue::{Catalogue, Checkpoint, CheckpointFormat, TensorFile, VAE_PREFIX, VaeFile};
-use crate::conditioning::{ConditioningCache, TextEncoder};
+use crate::catalogue::{
+    Catalogue, Checkpoint, CheckpointFormat, HypernetworkFile, TensorFile, VAE_PREFIX, VaeFile,
+};
+use crate::conditioning::{ConditioningCache, Embedding, TextEncoder};
 use crate::pipeline::{
-    self, Cause, FaceNetworkProvider, Family, Model, ModelProvider, ModelRequest, Prediction,
-    SafetyChecker, UpscalerProvider,
+    self, Cause, FaceNetworkProvider, Family, Model, ModelProvider, ModelRequest, NetworkKind,
+    Prediction, SafetyChecker, UpscalerProvider,
 };
 use crate::runtime::Runtime;
 
@@ -57,6 +60,8 @@ pub struct Provider {
     runtime: Runtime,
     catalogue: Arc<Catalogue>,
     config: ProviderConfig,
+    /// Hypernetwork files that were read, the last ones.
+    hypernetworks: Mutex<Vec<(FileState, Arc<HypernetworkModules>)>>,
     /// Most recently used last. Held while loading, so that a checkpoint is loaded once.
     loaded: Mutex<Vec<Loaded>>,
     upscalers: UpscalerNetworks,
@@ -69,34 +74,49 @@ pub struct Provider {
 struct Identity {
     path: PathBuf,
     modified: Option<SystemTime>,
+    size_bytes: u64,
     tiling: bool,
     token_merging: bool,
 }
 
 impl Identity {
     fn of(path: &Path, options: BuildOptions) -> Self {
-        let modified = fs_err::metadata(path)
-            .and_then(|metadata| metadata.modified())
-            .ok();
+        let metadata = fs_err::metadata(path).ok();
         Self {
             path: path.to_owned(),
-            modified,
+            modified: metadata.as_ref().and_then(|it| it.modified().ok()),
+            size_bytes: metadata.map_or(0, |it| it.len()),
             tiling: options.tiling,
             token_merging: options.token_merging,
         }
+    }
+
+    /// The same variant of the same file in another state.
+    fn is_outdated(&self, now: &Self) -> bool {
+        self.path == now.path && (self.modified, self.size_bytes) != (now.modified, now.size_bytes)
     }
 }
 
 struct Loaded {
     identity: Identity,
-    size_bytes: u64,
     part: Part,
+}
+
+impl Loaded {
+    /// Memory that its sessions take, about: the weights as float32.
+    fn size_bytes(&self) -> u64 {
+        match &self.part {
+            Part::Checkpoint(checkpoint) => checkpoint.size_bytes(),
+            Part::Vae(_, size_bytes) => *size_bytes,
+        }
+    }
 }
 
 #[derive(Clone)]
 enum Part {
     Checkpoint(Arc<LoadedCheckpoint>),
-    Vae(Arc<GraphVae>),
+    /// With the memory that it takes once both halves are loaded.
+    Vae(Arc<GraphVae>, u64),
 }
 
 /// A checkpoint without its VAE.
@@ -105,8 +125,12 @@ struct LoadedCheckpoint {
     prediction: Prediction,
     vae_scale: f32,
     alphas_cumprod: Arc<[f32]>,
-    unet: Arc<GraphUnet>,
+    /// Without networks; `None` while only requests with networks have been served, or while the one
+    /// with networks has its memory.
+    unet: Mutex<Option<Arc<GraphUnet>>>,
+    unet_bytes: u64,
     text_encoders: Vec<Arc<GraphTextEncoder>>,
+    text_bytes: u64,
     /// The weights file, if it is one with a VAE inside.
     vae_weights: Option<Weights>,
     text_cache: Arc<ConditioningCache>,
@@ -115,17 +139,52 @@ struct LoadedCheckpoint {
     adapted: Option<AdaptedSessions>,
 }
 
+impl LoadedCheckpoint {
+    fn size_bytes(&self) -> u64 {
+        let plain = if self.unet.lock().is_some() {
+            self.unet_bytes
+        } else {
+            0
+        };
+        let adapted = self.adapted.as_ref().map_or(0, |sessions| {
+            let (unets, towers) = sessions.counts();
+            unets * self.unet_bytes
+                + towers * self.text_bytes / self.text_encoders.len().max(1) as u64
+        });
+        plain + self.text_bytes + adapted
+    }
+}
+
 /// The networks of one request.
 #[derive(Default)]
 struct RequestedNetworks {
     applied: Vec<AppliedNetwork>,
+    hypernetworks: Vec<AppliedHypernetwork>,
+    /// Textual inversions inside the networks.
+    bundled: Vec<Arc<Embedding>>,
     /// Name as in the prompt and short hash.
     named: Vec<(String, String)>,
     missing: Vec<String>,
 }
 
+/// A file and its modification time.
+type FileState = (PathBuf, Option<SystemTime>);
+
+/// Hypernetworks that stay read.
+const KEPT_HYPERNETWORKS: usize = 4;
+
 /// Bytes of encoded prompts that a checkpoint keeps.
 const TEXT_CACHE_BYTES: usize = 64 << 20;
+
+/// What a request's model is made of.
+struct ModelParts {
+    main: Arc<LoadedCheckpoint>,
+    unet: Arc<GraphUnet>,
+    text_encoders: Vec<Arc<GraphTextEncoder>>,
+    vae: Arc<GraphVae>,
+    vae_file: Option<VaeFile>,
+    networks: RequestedNetworks,
+}
 
 impl Provider {
     #[must_use]
@@ -140,6 +199,7 @@ impl Provider {
             runtime,
             catalogue,
             config,
+            hypernetworks: Mutex::default(),
             loaded: Mutex::new(Vec::new()),
         }
     }
@@ -176,22 +236,30 @@ impl Provider {
             path: checkpoint.path.display().to_string(),
             source,
         };
-        let sha256 = self.catalogue.ensure_hash(&checkpoint).map_err(io)?;
-        let mut loaded = self.loaded.lock();
-        let main = self.checkpoint(&mut loaded, &checkpoint, variant_of(request))?;
-        let vae_file =
-            self.catalogue
-                .choose_vae(&request.vae, request.prefers_checkpoints_vae, &checkpoint);
-        let vae = self.vae(
-            &mut loaded,
-            &checkpoint,
-            &main,
-            vae_file.as_ref(),
-            request.tiling,
-        )?;
-        drop(loaded);
-        let networks = self.networks(request, &checkpoint)?;
-        let (unet, text_encoders) = self.with_networks(&main, &checkpoint, &networks)?;
+        // The hash is part of the answer only, so that a checkpoint's first load need not wait for it.
+        let (sha256, parts) = std::thread::scope(|scope| {
+            let hash = scope.spawn(|| self.catalogue.ensure_hash(&checkpoint));
+            let parts = self.parts(request, &checkpoint);
+            (hash.join(), parts)
+        });
+        let parts = parts?;
+        let sha256 = sha256
+            .unwrap_or_else(|_| Err(std::io::Error::other("the hash was not finished")))
+            .map_err(io)?;
+        let ModelParts {
+            main,
+            unet,
+            text_encoders,
+            vae,
+            vae_file,
+            networks,
+        } = parts;
+        let widths: Vec<usize> = text_encoders
+            .iter()
+            .map(|encoder| encoder.width())
+            .collect();
+        let embeddings =
+            FittingEmbeddings::new(self.catalogue.embeddings(), &networks.bundled, &widths);
         let vae_file = match vae_file {
             Some(file) => {
                 let mut hash = self.catalogue.vae_hash(&file).map_err(io)?;
@@ -205,17 +273,12 @@ impl Provider {
             short_hash: sha256.chars().take(10).collect(),
             family: main.family,
             prediction: main.prediction,
-            unet_channels: main.unet.channels(),
+            unet_channels: unet.channels(),
             vae_scale: main.vae_scale,
             alphas_cumprod: Arc::clone(&main.alphas_cumprod),
             unet: Arc::new(unet.with_merge_ratio(request.token_merging_ratio)),
-            embeddings: Some(Arc::new(FittingEmbeddings::new(
-                self.catalogue.embeddings(),
-                &text_encoders
-                    .iter()
-                    .map(|encoder| encoder.width())
-                    .collect::<Vec<_>>(),
-            ))),
+            text_state: embeddings.state(&networks.named),
+            embeddings: Some(Arc::new(embeddings)),
             text_encoders: text_encoders
                 .into_iter()
                 .map(|encoder| encoder as Arc<dyn TextEncoder>)
@@ -230,6 +293,38 @@ impl Provider {
         })
     }
 
+    /// Everything of a model that has to be loaded.
+    fn parts(
+        &self,
+        request: &ModelRequest,
+        checkpoint: &Checkpoint,
+    ) -> Result<ModelParts, LoadError> {
+        let networks = self.networks(request, checkpoint)?;
+        let mut loaded = self.loaded.lock();
+        let plain = networks.applied.is_empty() && networks.hypernetworks.is_empty();
+        let main = self.checkpoint(&mut loaded, checkpoint, variant_of(request), plain)?;
+        let (unet, text_encoders) =
+            self.with_networks(&mut loaded, &main, checkpoint, &networks)?;
+        let vae_file =
+            self.catalogue
+                .choose_vae(&request.vae, request.prefers_checkpoints_vae, checkpoint);
+        let vae = self.vae(
+            &mut loaded,
+            checkpoint,
+            &main,
+            vae_file.as_ref(),
+            request.tiling,
+        )?;
+        Ok(ModelParts {
+            main,
+            unet,
+            text_encoders,
+            vae,
+            vae_file,
+            networks,
+        })
+    }
+
     /// Opens the network files that a request names.
     fn networks(
         &self,
@@ -237,7 +332,7 @@ impl Provider {
         checkpoint: &Checkpoint,
     ) -> Result<RequestedNetworks, LoadError> {
         let mut found = RequestedNetworks::default();
-        for tag in &request.loras {
+        for tag in &request.networks.loras {
             let Some(network) = self.catalogue.networks().find(&tag.name) else {
                 found.missing.push(tag.name.clone());
                 continue;
@@ -257,6 +352,7 @@ impl Provider {
                     path: network.path.display().to_string(),
                     source,
                 })?;
+            found.bundled.extend(bundled_embeddings(&file, &hash));
             found.named.push((tag.name.clone(), hash));
             found.applied.push(AppliedNetwork {
                 name: tag.name.clone(),
@@ -266,35 +362,81 @@ impl Provider {
                 dynamic_rank: tag.dynamic_rank,
             });
         }
-        if !found.applied.is_empty() && checkpoint.format == CheckpointFormat::OnnxFolder {
+        for tag in &request.networks.hypernetworks {
+            // A1111 says nothing of a hypernetwork that does not exist.
+            let Some(file) = self.catalogue.hypernetworks().find(&tag.name) else {
+                continue;
+            };
+            match self.hypernetwork(&file) {
+                Ok((identity, modules)) => found.hypernetworks.push(AppliedHypernetwork {
+                    identity,
+                    modules,
+                    multiplier: tag.multiplier as f32,
+                }),
+                Err(error) => {
+                    tracing::warn!(hypernetwork = %tag.name, %error, "this hypernetwork cannot be applied");
+                }
+            }
+        }
+        let some = !found.applied.is_empty() || !found.hypernetworks.is_empty();
+        if some && checkpoint.format == CheckpointFormat::OnnxFolder {
             return Err(LoadError::Unusable {
                 path: checkpoint.path.display().to_string(),
-                reason: "LoRA need the checkpoint file; an ONNX export cannot take them".to_owned(),
+                reason:
+                    "LoRA and hypernetworks need the checkpoint file; an ONNX export cannot take them"
+                        .to_owned(),
             });
         }
         Ok(found)
     }
 
+    /// A hypernetwork's file as it is now, and its modules, which are kept while the file stays so.
+    fn hypernetwork(
+        &self,
+        file: &HypernetworkFile,
+    ) -> Result<(FileState, Arc<HypernetworkModules>), LoadError> {
+        let modified = fs_err::metadata(&file.path)
+            .and_then(|metadata| metadata.modified())
+            .ok();
+        let state = (file.path.clone(), modified);
+        let mut known = self.hypernetworks.lock();
+        if let Some((_, modules)) = known.iter().find(|(path, _)| *path == state) {
+            return Ok((state, Arc::clone(modules)));
+        }
+        let modules = open_hypernetwork(&file.path)?;
+        if known.len() >= KEPT_HYPERNETWORKS {
+            known.remove(0);
+        }
+        known.push((state.clone(), Arc::clone(&modules)));
+        Ok((state, modules))
+    }
+
     /// The UNet and the text towers with the networks applied.
     fn with_networks(
         &self,
+        loaded: &mut Vec<Loaded>,
         main: &LoadedCheckpoint,
         checkpoint: &Checkpoint,
         networks: &RequestedNetworks,
     ) -> Result<(Arc<GraphUnet>, Vec<Arc<GraphTextEncoder>>), LoadError> {
-        let (mut unet, mut text) = (Arc::clone(&main.unet), main.text_encoders.clone());
-        let Some(sessions) = main
-            .adapted
-            .as_ref()
-            .filter(|_| !networks.applied.is_empty())
-        else {
-            return Ok((unet, text));
+        let mut text = main.text_encoders.clone();
+        let asked = !networks.applied.is_empty() || !networks.hypernetworks.is_empty();
+        let Some(sessions) = main.adapted.as_ref().filter(|_| asked) else {
+            return Ok((self.plain_unet(loaded, main)?, text));
         };
         let begin = Instant::now();
-        let parts = sessions.apply(&self.runtime, &networks.applied)?;
-        if let Some(adapted) = parts.unet {
-            unet = adapted;
-        }
+        let parts = sessions.apply(
+            &self.runtime,
+            &networks.applied,
+            &networks.hypernetworks,
+            &mut || {
+                if !self.make_room(loaded, main.unet_bytes, 1) {
+                    // Both UNets of the checkpoint are too much: the plain one is loaded again when
+                    // a request without networks comes.
+                    *main.unet.lock() = None;
+                }
+            },
+        )?;
         for (tower, adapted) in parts.text {
             text[tower] = adapted;
         }
@@ -304,26 +446,50 @@ impl Provider {
             elapsed_ms = begin.elapsed().as_millis() as u64,
             "networks applied"
         );
+        let unet = match parts.unet {
+            Some(adapted) => adapted,
+            None => self.plain_unet(loaded, main)?,
+        };
         Ok((unet, text))
     }
 
+    /// The UNet without networks.
+    fn plain_unet(
+        &self,
+        loaded: &mut Vec<Loaded>,
+        main: &LoadedCheckpoint,
+    ) -> Result<Arc<GraphUnet>, LoadError> {
+        if let Some(unet) = &*main.unet.lock() {
+            return Ok(Arc::clone(unet));
+        }
+        let sessions = main.adapted.as_ref().ok_or(LoadError::NoCheckpoint)?;
+        if !self.make_room(loaded, main.unet_bytes, 1) {
+            sessions.forget_unet();
+        }
+        let unet = sessions.plain_unet(&self.runtime)?;
+        *main.unet.lock() = Some(Arc::clone(&unet));
+        Ok(unet)
+    }
+
+    /// A checkpoint's parts but for its VAE and, without `with_unet`, its UNet (unless that has to
+    /// tell what it predicts).
     fn checkpoint(
         &self,
         loaded: &mut Vec<Loaded>,
         checkpoint: &Checkpoint,
         options: BuildOptions,
+        with_unet: bool,
     ) -> Result<Arc<LoadedCheckpoint>, LoadError> {
         let identity = Identity::of(&checkpoint.path, options);
         if let Some(Part::Checkpoint(known)) = recall(loaded, &identity) {
             return Ok(known);
         }
+        loaded.retain(|entry| !entry.identity.is_outdated(&identity));
         let begin = Instant::now();
-        let size_bytes = size_of(&checkpoint.path);
-        self.make_room(loaded, size_bytes);
         let main = Arc::new(match checkpoint.format {
-            CheckpointFormat::OnnxFolder => self.load_folder(&checkpoint.path, options)?,
+            CheckpointFormat::OnnxFolder => self.load_folder(loaded, &checkpoint.path, options)?,
             CheckpointFormat::SafeTensors | CheckpointFormat::Pickle => {
-                self.load_weights(&checkpoint.path, options)?
+                self.load_weights(loaded, &checkpoint.path, options, with_unet)?
             }
         });
         tracing::info!(
@@ -335,7 +501,6 @@ impl Provider {
         );
         loaded.push(Loaded {
             identity,
-            size_bytes,
             part: Part::Checkpoint(Arc::clone(&main)),
         });
         Ok(main)
@@ -343,28 +508,44 @@ impl Provider {
 
     fn load_weights(
         &self,
+        loaded: &mut Vec<Loaded>,
         path: &Path,
         options: BuildOptions,
+        with_unet: bool,
     ) -> Result<LoadedCheckpoint, LoadError> {
         let plan = CheckpointPlan::open(path, &self.config.tower_folders)?;
-        let built = plan.build_unet(options)?;
-        let graph = load_built(&self.runtime, "UNet", &built, &plan.unet_weights())?;
-        let unet = Arc::new(GraphUnet::new(graph)?);
-        let prediction = match plan.stated_prediction() {
-            Some(stated) => stated,
-            None => predicts_velocity(&unet)?,
+        let unet_bytes = plan.unet_weights().float_bytes();
+        let text_bytes = (0..plan.towers.len())
+            .map(|tower| plan.text_weights(tower).float_bytes())
+            .sum();
+        self.make_room(loaded, unet_bytes + text_bytes, 0);
+        let stated = plan.stated_prediction();
+        let (unet, text_encoders) = std::thread::scope(|scope| {
+            let text = scope.spawn(|| load_text_encoders(&self.runtime, &plan, options));
+            let unet = (with_unet || stated.is_none())
+                .then(|| load_unet(&self.runtime, &plan, options))
+                .transpose();
+            (unet, text.join())
+        });
+        let unet = unet?;
+        let text_encoders = text_encoders.map_err(|_| LoadError::Unusable {
+            path: path.display().to_string(),
+            reason: "its text encoder could not be built".to_owned(),
+        })??;
+        let prediction = match (stated, &unet) {
+            (Some(stated), _) => stated,
+            (None, Some(unet)) => predicts_velocity(unet)?,
+            (None, None) => Prediction::Epsilon,
         };
-        let text_encoders = load_text_encoders(&self.runtime, &plan, options)?
-            .into_iter()
-            .map(|(encoder, _)| encoder)
-            .collect();
         Ok(LoadedCheckpoint {
             family: plan.family(),
             prediction,
             vae_scale: plan.vae_scale(),
             alphas_cumprod: plan.alphas_cumprod(),
-            unet,
+            unet: Mutex::new(unet),
+            unet_bytes,
             text_encoders,
+            text_bytes,
             vae_weights: plan.has_vae().then(|| plan.vae_weights()),
             text_cache: Arc::new(ConditioningCache::new(TEXT_CACHE_BYTES)),
             size_embedding_width: plan.size_embedding_width().unwrap_or(256),
@@ -374,6 +555,7 @@ impl Provider {
 
     fn load_folder(
         &self,
+        loaded: &mut Vec<Loaded>,
         path: &Path,
         options: BuildOptions,
     ) -> Result<LoadedCheckpoint, LoadError> {
@@ -394,8 +576,16 @@ impl Provider {
             );
         }
         let facts = onnx_folder::read_facts(path);
+        let part_bytes = |parts: &[&str]| -> u64 {
+            parts.iter().map(|part| graph_bytes(&path.join(part))).sum()
+        };
+        let unet_bytes = part_bytes(&["unet"]);
+        let text_bytes = part_bytes(&["text_encoder", "text_encoder_2"]);
+        self.make_room(loaded, unet_bytes + text_bytes, 0);
         Ok(LoadedCheckpoint {
-            unet: Arc::new(onnx_folder::load_unet(&self.runtime, path)?),
+            unet: Mutex::new(Some(Arc::new(onnx_folder::load_unet(&self.runtime, path)?))),
+            unet_bytes,
+            text_bytes,
             text_encoders: onnx_folder::load_text_encoders(&self.runtime, path, &facts)?,
             family: facts.family,
             prediction: facts.prediction,
@@ -427,14 +617,28 @@ impl Provider {
         );
         // The same file may be loaded as a checkpoint too.
         identity.path.push("vae");
-        if let Some(Part::Vae(known)) = recall(loaded, &identity) {
+        if let Some(Part::Vae(known, _)) = recall(loaded, &identity) {
             return Ok(known);
         }
-        let vae = match (file, &main.vae_weights) {
-            (Some(file), _) => load_vae(&self.runtime, &vae_file_weights(&file.path)?, options)?,
-            (None, Some(weights)) => load_vae(&self.runtime, weights, options)?,
+        loaded.retain(|entry| !entry.identity.is_outdated(&identity));
+        let mut own = |weights: Weights| -> Result<_, LoadError> {
+            let size_bytes = weights.float_bytes();
+            self.make_room(loaded, size_bytes, 1);
+            Ok((load_vae(&self.runtime, weights, options)?, size_bytes))
+        };
+        let (vae, size_bytes) = match (file, &main.vae_weights) {
+            (Some(file), _) => own(vae_file_weights(&file.path)?)?,
+            (None, Some(weights)) => own(weights.clone())?,
             (None, None) if checkpoint.format == CheckpointFormat::OnnxFolder => {
-                onnx_folder::load_vae(&self.runtime, &checkpoint.path)?
+                let parts = ["vae_encoder", "vae_decoder"];
+                let size_bytes = parts
+                    .iter()
+                    .map(|part| graph_bytes(&checkpoint.path.join(part)))
+                    .sum();
+                (
+                    onnx_folder::load_vae(&self.runtime, &checkpoint.path)?,
+                    size_bytes,
+                )
             }
             (None, None) => {
                 return Err(LoadError::Unusable {
@@ -445,21 +649,21 @@ impl Provider {
         };
         loaded.push(Loaded {
             identity,
-            size_bytes: file.map_or(0, |file| size_of(&file.path)),
-            part: Part::Vae(Arc::clone(&vae)),
+            part: Part::Vae(Arc::clone(&vae), size_bytes),
         });
         Ok(vae)
     }
 
-    /// Lets go of what was used longest ago until `needed` more bytes are within the budget.
-    fn make_room(&self, loaded: &mut Vec<Loaded>, needed: u64) {
+    /// Lets go of what was used longest ago until `needed` more bytes are within the budget, but not
+    /// of the `kept` last used; whether they are.
+    fn make_room(&self, loaded: &mut Vec<Loaded>, needed: u64, kept: usize) -> bool {
         let budget = self.config.memory_budget_bytes.saturating_sub(needed);
-        let mut total: u64 = loaded.iter().map(|entry| entry.size_bytes).sum();
-        while total > budget && !loaded.is_empty() {
+        let total = |loaded: &[Loaded]| loaded.iter().map(Loaded::size_bytes).sum::<u64>();
+        while total(loaded) > budget && loaded.len() > kept {
             let gone = loaded.remove(0);
             tracing::info!(path = %gone.identity.path.display(), "unloaded to stay within the memory budget");
-            total -= gone.size_bytes;
         }
+        total(loaded) <= budget
     }
 }
 
@@ -470,6 +674,16 @@ impl ModelProvider for Provider {
 
     fn knows(&self, checkpoint: &str) -> bool {
         self.catalogue.find(checkpoint).is_some()
+    }
+
+    fn knows_network(&self, kind: NetworkKind, name: &str) -> bool {
+        match kind {
+            NetworkKind::Lora => {
+                let files = self.catalogue.networks().files();
+                files.iter().any(|file| file.name == name)
+            }
+            NetworkKind::Hypernetwork => self.catalogue.hypernetworks().find(name).is_some(),
+        }
     }
 
     fn upscalers(&self) -> &dyn UpscalerProvider {
@@ -523,17 +737,14 @@ fn vae_prefix(file: &TensorFile) -> Option<&'static str> {
     })
 }
 
-/// Bytes of the file, or of the graphs in a folder.
-fn size_of(path: &Path) -> u64 {
-    if path.is_dir() {
-        let Ok(parts) = fs_err::read_dir(path) else {
-            return 0;
-        };
-        return parts
-            .flatten()
-            .filter_map(|part| fs_err::metadata(part.path().join("model.onnx")).ok())
-            .map(|metadata| metadata.len())
-            .sum();
-    }
-    fs_err::metadata(path).map_or(0, |metadata| metadata.len())
+/// Bytes of one exported graph with its external data.
+fn graph_bytes(part: &Path) -> u64 {
+    let Ok(files) = fs_err::read_dir(part) else {
+        return 0;
+    };
+    files
+        .flatten()
+        .filter_map(|file| file.metadata().ok())
+        .map(|metadata| metadata.len())
+        .sum()
 }

@@ -9,7 +9,7 @@ use crate::conditioning::{
     PictureSize,
 };
 use crate::config::Options;
-use crate::prompt::{LoraTag, PassSteps};
+use crate::prompt::{PassSteps, PromptNetworks};
 use crate::sampling::{
     ContextPadding, PictureConditioning, PromptPart, ScheduledConditioning, TextCondition,
 };
@@ -34,7 +34,7 @@ impl BatchConditioning {
     pub(super) fn new(
         model: &Model,
         options: &Options,
-        loras: &[LoraTag],
+        networks: &PromptNetworks,
         (positive, negative): (&[String], &[String]),
         steps: PassSteps,
         size: PictureSize,
@@ -48,7 +48,10 @@ impl BatchConditioning {
             model.embeddings.clone(),
         )
         .map_err(failure)?
-        .with_cache(&model.text_cache, format!("{loras:?}"));
+        .with_cache(
+            &model.text_cache,
+            format!("{networks:?} {:x}", model.text_state),
+        );
         let pictures = conditioner
             .positive(positive, steps, size)
             .map_err(failure)?

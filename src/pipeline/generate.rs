@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::conditioning::PictureSize;
 use crate::imaging::{GridRows, SoftOverlay, apply_overlay, image_grid, overlay_of, uncrop};
-use crate::prompt::{LoraTag, PassSteps};
+use crate::prompt::{PassSteps, PromptNetworks};
 use crate::rng::{
     Generator, ImageRng, ImageRngParams, JobSeeds, NoiseGenerator, SeedChoice, SeedOptions,
     SeedResize, job_seeds,
@@ -145,6 +145,10 @@ impl<'a> Job<'a> {
             ([], Some(seed)) => SeedChoice::Fixed(seed),
             (listed, _) => SeedChoice::List(listed.to_vec()),
         };
+        let mut prompts = JobPrompts::new(params);
+        if !params.disable_extra_networks {
+            prompts.add_default_hypernetwork(&params.options, models);
+        }
         let seeds = job_seeds(
             &SeedOptions {
                 seed: choice(&params.lists.seeds, params.seed),
@@ -159,7 +163,7 @@ impl<'a> Job<'a> {
             models,
             control,
             route: Route::find(&params.sampler, &params.scheduler)?,
-            prompts: JobPrompts::new(params),
+            prompts,
             seeds,
             batch_size: params.batch_size,
             size_px,
@@ -174,7 +178,8 @@ impl<'a> Job<'a> {
         let passes = 1 + i64::from(self.hires.is_some());
         self.control
             .set_job_count(self.params.batch_count as i64 * passes);
-        let mut model = self.load(&[])?;
+        let first = BatchPrompts::new(self.prompts.positive.get(..1).unwrap_or_default());
+        let mut model = self.load(self.networks(&first))?;
         refusals::check_family(&self.params.options, model.family)?;
         let init = self.prepare(&model)?;
         let mut images = Vec::new();
@@ -193,8 +198,7 @@ impl<'a> Job<'a> {
             }
             let batch = self.batch(index);
             let prompts = self.batch_prompts(&batch, false);
-            let loras = self.loras(&prompts);
-            model = self.load(loras)?;
+            model = self.load(self.networks(&prompts))?;
             self.tell_networks(&model);
             let (sampled, used) = self.sample(&batch, &prompts, &model, init.as_ref())?;
             label = used;
@@ -218,10 +222,10 @@ impl<'a> Job<'a> {
     }
 
     /// Loads the job's checkpoint for the first pass with these networks.
-    pub(super) fn load(&self, loras: &[LoraTag]) -> Result<Arc<Model>, GenerateError> {
+    pub(super) fn load(&self, networks: &PromptNetworks) -> Result<Arc<Model>, GenerateError> {
         self.load_named(
             self.checkpoint(),
-            loras,
+            networks,
             token_merging::ratio(self.params).0,
         )
     }
@@ -235,7 +239,7 @@ impl<'a> Job<'a> {
     pub(super) fn load_named(
         &self,
         checkpoint: &str,
-        loras: &[LoraTag],
+        networks: &PromptNetworks,
         token_merging_ratio: f64,
     ) -> Result<Arc<Model>, GenerateError> {
         self.models
@@ -248,7 +252,7 @@ impl<'a> Job<'a> {
                     .bool("sd_vae_overrides_per_model_preferences"),
                 tiling: self.params.tiling,
                 token_merging_ratio,
-                loras: loras.to_vec(),
+                networks: networks.clone(),
             })
             .map_err(GenerateError::Load)
     }
@@ -310,21 +314,16 @@ impl<'a> Job<'a> {
         let end = (batch.first + self.batch_size).min(prompts.len());
         let mut prompts = BatchPrompts::new(&prompts[batch.first.min(end)..end]);
         self.comments.append(&mut prompts.comments);
-        if !self.params.disable_extra_networks {
-            for name in &prompts.hypernetworks {
-                self.comments
-                    .push(format!("Hypernetworks cannot be applied: {name}"));
-            }
-        }
         prompts
     }
 
     /// The networks that a batch asks for.
-    pub(super) fn loras<'b>(&self, prompts: &'b BatchPrompts) -> &'b [LoraTag] {
+    pub(super) fn networks<'b>(&self, prompts: &'b BatchPrompts) -> &'b PromptNetworks {
+        static NONE: PromptNetworks = PromptNetworks::NONE;
         if self.params.disable_extra_networks {
-            &[]
+            &NONE
         } else {
-            &prompts.loras
+            &prompts.networks
         }
     }
 
@@ -378,7 +377,7 @@ impl<'a> Job<'a> {
         BatchConditioning::new(
             model,
             &self.params.options,
-            self.loras(prompts),
+            self.networks(prompts),
             (&prompts.texts, &negative[batch.first.min(end)..end]),
             steps,
             PictureSize {
@@ -506,7 +505,7 @@ impl<'a> Job<'a> {
             } else {
                 token_merging::ratio(self.params)
             };
-            let refiner = self.load_named(name, self.loras(prompts), ratio)?;
+            let refiner = self.load_named(name, self.networks(prompts), ratio)?;
             let conditions = self.condition(&refiner, batch, prompts, steps, size_px)?;
             Ok((refiner, conditions.conditioning))
         };

@@ -205,12 +205,12 @@ fn walk_second_pass(
     let mut prompts = job.batch_prompts(batch, true);
     if params.options.bool("hires_fix_use_firstpass_conds") {
         // The texts are the second pass's all the same; the networks stay.
-        prompts.loras = job.batch_prompts(batch, false).loras;
+        prompts.networks = job.batch_prompts(batch, false).networks;
     }
-    let loras = job.loras(&prompts).to_vec();
+    let networks = job.networks(&prompts).clone();
     let checkpoint = hires.checkpoint.as_deref().unwrap_or(job.checkpoint());
     let (ratio, _) = token_merging::hires_ratio(params);
-    let model = job.load_named(checkpoint, &loras, ratio)?;
+    let model = job.load_named(checkpoint, &networks, ratio)?;
     let mut generator = match first_rng.global_seed() {
         Some(seed) => Generator::new(crate::rng::NoiseGenerator::Cpu, seed),
         None => vae_generator(batch),

@@ -36,7 +36,9 @@ pub use faces::{
     restore_faces,
 };
 pub use generate::generate;
-pub use model::{Cause, Family, Model, ModelProvider, ModelRequest, Posterior, Prediction, Vae};
+pub use model::{
+    Cause, Family, Model, ModelProvider, ModelRequest, NetworkKind, Posterior, Prediction, Vae,
+};
 pub use params::*;
 pub use safety::SafetyChecker;
 pub use saving::{

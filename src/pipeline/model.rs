@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ndarray::Array4;
 
 use crate::conditioning::{ConditioningCache, EmbeddingSource, TextEncoder};
-use crate::prompt::LoraTag;
+use crate::prompt::PromptNetworks;
 use crate::sampling::Unet;
 
 use super::{
@@ -67,6 +67,9 @@ pub struct Model {
     pub embeddings: Option<Arc<dyn EmbeddingSource>>,
     /// Encoded prompts, kept for as long as the checkpoint is.
     pub text_cache: Arc<ConditioningCache>,
+    /// Changes with everything beside the tags that decides what a prompt is encoded to: the files
+    /// of networks and textual inversions.
+    pub text_state: u64,
     /// Values of SDXL's embedding of one size or crop number; 256 in every published checkpoint.
     pub size_embedding_width: usize,
     /// `(name as in the prompt, short hash)` of the networks that are applied.
@@ -103,8 +106,16 @@ pub struct ModelRequest {
     pub tiling: bool,
     /// Share of the tokens that self-attention at the latent's full size merges; 0: none.
     pub token_merging_ratio: f64,
-    /// LoRA tags of the prompt, in order.
-    pub loras: Vec<LoraTag>,
+    /// The networks that the prompt's tags ask for.
+    pub networks: PromptNetworks,
+}
+
+/// Kinds of networks that a prompt may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkKind {
+    /// LoRA and its relatives.
+    Lora,
+    Hypernetwork,
 }
 
 /// Whoever loads checkpoints and keeps them.
@@ -115,6 +126,11 @@ pub trait ModelProvider: Send + Sync {
 
     /// Whether a checkpoint is found under this title, name or hash, as A1111 looks them up.
     fn knows(&self, checkpoint: &str) -> bool;
+
+    /// Whether there is a network file of exactly this name.
+    fn knows_network(&self, _kind: NetworkKind, _name: &str) -> bool {
+        false
+    }
 
     /// Upscaler networks beside the built-in upscalers.
     fn upscalers(&self) -> &dyn UpscalerProvider {

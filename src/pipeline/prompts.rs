@@ -1,10 +1,12 @@
 //! The prompts of every picture of a job: styles merged, comments cut, tags read.
 
-use crate::prompt::{
-    LoraTag, apply_styles, extract_extra_networks, parse_lora_tag, strip_comments,
-};
+use serde_json::json;
 
-use super::GenerationParams;
+use crate::config::Options;
+use crate::infotext::python_str;
+use crate::prompt::{PromptNetworks, apply_styles, extract_extra_networks, strip_comments};
+
+use super::{GenerationParams, ModelProvider, NetworkKind};
 
 /// One prompt a picture, as the infotext prints them (tags still in).
 #[derive(Debug, Clone)]
@@ -55,6 +57,31 @@ impl JobPrompts {
             negative: negative(&lists.negative_prompts, &params.negative_prompt),
             hires_positive: with_default_lora(params, hires_positive),
             hires_negative,
+        }
+    }
+
+    /// Adds the hypernetwork of the option `sd_hypernetwork` to every prompt whose first has no tag for
+    /// it, with the option `extra_networks_default_multiplier`.
+    pub(super) fn add_default_hypernetwork(
+        &mut self,
+        options: &Options,
+        models: &dyn ModelProvider,
+    ) {
+        let name = options.text("sd_hypernetwork");
+        if matches!(name, "" | "None") || !models.knows_network(NetworkKind::Hypernetwork, name) {
+            return;
+        }
+        let multiplier = python_str(&json!(options.f64("extra_networks_default_multiplier")));
+        for prompts in [&mut self.positive, &mut self.hires_positive] {
+            let tags = prompts.first().map(|first| extract_extra_networks(first).1);
+            let is_there = tags.unwrap_or_default().iter().any(|tag| {
+                tag.kind == "hypernet" && tag.positional.first().is_some_and(|it| it == name)
+            });
+            if !is_there {
+                for prompt in prompts.iter_mut() {
+                    *prompt = format!("{prompt}<hypernet:{name}:{multiplier}>");
+                }
+            }
         }
     }
 }
@@ -122,9 +149,7 @@ fn finish(
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct BatchPrompts {
     pub(super) texts: Vec<String>,
-    pub(super) loras: Vec<LoraTag>,
-    /// Names of hypernetworks asked for, which the graphs cannot apply.
-    pub(super) hypernetworks: Vec<String>,
+    pub(super) networks: PromptNetworks,
     pub(super) comments: Vec<String>,
 }
 
@@ -133,8 +158,7 @@ impl BatchPrompts {
     pub(super) fn new(prompts: &[String]) -> Self {
         let mut batch = Self {
             texts: Vec::with_capacity(prompts.len()),
-            loras: Vec::new(),
-            hypernetworks: Vec::new(),
+            networks: PromptNetworks::default(),
             comments: Vec::new(),
         };
         for (index, prompt) in prompts.iter().enumerate() {
@@ -144,15 +168,8 @@ impl BatchPrompts {
                 continue;
             }
             for network in &networks {
-                match parse_lora_tag(network) {
-                    Some(Ok(lora)) => batch.loras.push(lora),
-                    Some(Err(error)) => batch.comments.push(error.to_string()),
-                    None if network.kind == "hypernet" => {
-                        batch
-                            .hypernetworks
-                            .extend(network.positional.first().cloned());
-                    }
-                    None => {}
+                if let Err(error) = batch.networks.add(network) {
+                    batch.comments.push(error.to_string());
                 }
             }
         }

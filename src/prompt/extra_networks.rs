@@ -54,9 +54,44 @@ pub struct LoraTag {
     pub dynamic_rank: Option<usize>,
 }
 
-/// Why a LoRA tag cannot be read; A1111 logs it and applies no network of the prompt's kind.
+/// What a hypernetwork tag asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HypernetworkTag {
+    pub name: String,
+    pub multiplier: f64,
+}
+
+/// The networks that a prompt asks for, in order.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PromptNetworks {
+    pub loras: Vec<LoraTag>,
+    pub hypernetworks: Vec<HypernetworkTag>,
+}
+
+impl PromptNetworks {
+    /// No networks.
+    pub const NONE: Self = Self {
+        loras: Vec::new(),
+        hypernetworks: Vec::new(),
+    };
+
+    /// Adds what a tag asks for; kinds that are not known are nothing.
+    ///
+    /// # Errors
+    /// When a number of the tag cannot be read, or it has no name.
+    pub fn add(&mut self, network: &ExtraNetwork) -> Result<(), NetworkTagError> {
+        match network.kind.as_str() {
+            "lora" | "lyco" => self.loras.push(read_lora(network)?),
+            "hypernet" => self.hypernetworks.push(read_hypernetwork(network)?),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Why a tag cannot be read; A1111 logs it and applies no network of the prompt's kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LoraTagError {
+pub enum NetworkTagError {
     #[error("could not convert string to float: '{text}'")]
     Multiplier { text: String },
     #[error("invalid literal for int() with base 10: '{text}'")]
@@ -65,16 +100,7 @@ pub enum LoraTagError {
     NoName { kind: String },
 }
 
-/// Reads a tag of the LoRA family (`lora`, `lyco`); `None` for other kinds.
-///
-/// # Errors
-/// When a multiplier or the rank is no number, or every item is named.
-#[must_use]
-pub fn parse_lora_tag(network: &ExtraNetwork) -> Option<Result<LoraTag, LoraTagError>> {
-    matches!(network.kind.as_str(), "lora" | "lyco").then(|| read_lora(network))
-}
-
-fn read_lora(network: &ExtraNetwork) -> Result<LoraTag, LoraTagError> {
+fn read_lora(network: &ExtraNetwork) -> Result<LoraTag, NetworkTagError> {
     let item = |key: &str, position: usize| {
         network
             .named
@@ -82,34 +108,45 @@ fn read_lora(network: &ExtraNetwork) -> Result<LoraTag, LoraTagError> {
             .or_else(|| network.positional.get(position))
             .map(String::as_str)
     };
-    let number = |text: &str| {
-        text.trim()
-            .parse::<f64>()
-            .map_err(|_| LoraTagError::Multiplier {
-                text: text.to_owned(),
-            })
-    };
-    let name = network
-        .positional
-        .first()
-        .ok_or_else(|| LoraTagError::NoName {
-            kind: network.kind.clone(),
-        })?;
+    let name = name_of(network)?;
     let text_encoder_multiplier = item("te", 1).map_or(Ok(1.0), number)?;
     let unet_multiplier = item("unet", 2).map_or(Ok(text_encoder_multiplier), number)?;
     let dynamic_rank = item("dyn", 3)
         .map(|text| {
-            text.trim().parse().map_err(|_| LoraTagError::Rank {
+            text.trim().parse().map_err(|_| NetworkTagError::Rank {
                 text: text.to_owned(),
             })
         })
         .transpose()?;
     Ok(LoraTag {
-        name: name.clone(),
+        name,
         text_encoder_multiplier,
         unet_multiplier,
         dynamic_rank,
     })
+}
+
+fn read_hypernetwork(network: &ExtraNetwork) -> Result<HypernetworkTag, NetworkTagError> {
+    let multiplier = network.positional.get(1);
+    Ok(HypernetworkTag {
+        name: name_of(network)?,
+        multiplier: multiplier.map_or(Ok(1.0), |text| number(text))?,
+    })
+}
+
+fn name_of(network: &ExtraNetwork) -> Result<String, NetworkTagError> {
+    let name = network.positional.first();
+    name.cloned().ok_or_else(|| NetworkTagError::NoName {
+        kind: network.kind.clone(),
+    })
+}
+
+fn number(text: &str) -> Result<f64, NetworkTagError> {
+    text.trim()
+        .parse()
+        .map_err(|_| NetworkTagError::Multiplier {
+            text: text.to_owned(),
+        })
 }
 
 #[cfg(test)]
@@ -143,9 +180,9 @@ mod tests {
         }
     }
 
-    fn lora(prompt: &str) -> Result<LoraTag, LoraTagError> {
+    fn lora(prompt: &str) -> Result<LoraTag, NetworkTagError> {
         let (_, tags) = extract_extra_networks(prompt);
-        parse_lora_tag(&tags[0]).expect("a LoRA tag")
+        read_lora(&tags[0])
     }
 
     #[test]
@@ -176,7 +213,21 @@ mod tests {
                 .to_string(),
             "could not convert string to float: 'strong'"
         );
-        let (_, tags) = extract_extra_networks("<hypernet:h:0.3>");
-        assert_eq!(parse_lora_tag(&tags[0]), None);
+    }
+
+    #[test]
+    fn hypernetworks_have_a_name_and_a_multiplier() {
+        let (_, tags) = extract_extra_networks("<hypernet:h:0.3> <hypernet:i> <other:x:y>");
+        let mut networks = PromptNetworks::default();
+        for tag in &tags {
+            networks.add(tag).expect("legal");
+        }
+        let want = [("h", 0.3), ("i", 1.0)].map(|(name, multiplier)| HypernetworkTag {
+            name: name.to_owned(),
+            multiplier,
+        });
+        assert_eq!(networks.hypernetworks, want);
+        let (_, tags) = extract_extra_networks("<hypernet:h:much>");
+        assert!(networks.add(&tags[0]).is_err());
     }
 }

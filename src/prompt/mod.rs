@@ -24,7 +24,7 @@ pub use dynamic::{
 };
 pub use emphasis::{EmphasisError, Segment, parse_emphasis};
 pub use extra_networks::{
-    ExtraNetwork, LoraTag, LoraTagError, extract_extra_networks, parse_lora_tag,
+    ExtraNetwork, HypernetworkTag, LoraTag, NetworkTagError, PromptNetworks, extract_extra_networks,
 };
 pub use schedule::{PassSteps, ScheduledText, expand_schedule};
 pub use styles::{Style, StylesError, apply_styles, merge_style, parse_styles_csv};

@@ -10,7 +10,7 @@ use ndarray::{ArrayD, ArrayViewD, CowArray, IxDyn};
 use ort::logging::LogLevel;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{RunOptions, Session, SessionInputValue};
-use ort::value::{DynValue, TensorElementType, TensorRef, ValueType};
+use ort::value::{DynValue, Tensor as OrtTensor, TensorElementType, TensorRef, ValueType};
 
 use super::{ExecutionProvider, Runtime, RuntimeError};
 
@@ -19,10 +19,12 @@ use super::{ExecutionProvider, Runtime, RuntimeError};
 pub enum GraphSource<'a> {
     /// A model file; external data is beside it.
     File(&'a Path),
-    /// A serialised model whose external data, if any, lies in `external_folder`.
+    /// A serialised model whose external data, if any, lies in `external_folder`, but for the
+    /// initializers in `values`.
     Bytes {
         model: &'a [u8],
         external_folder: Option<&'a Path>,
+        values: &'a [(String, ArrayD<f32>)],
     },
 }
 
@@ -109,6 +111,15 @@ impl Graph {
                     folder.to_string_lossy(),
                 )
                 .map_err(|error| refused(error.to_string()))?;
+        }
+        if let GraphSource::Bytes { values, .. } = source {
+            for (name, values) in values {
+                let tensor = OrtTensor::from_array(values.clone())
+                    .map_err(|error| refused(error.to_string()))?;
+                builder = builder
+                    .with_external_initializer(name, tensor.into_dyn())
+                    .map_err(|error| refused(error.to_string()))?;
+            }
         }
         let session = match source {
             GraphSource::File(path) => builder.commit_from_file(path),

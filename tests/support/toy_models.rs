@@ -171,6 +171,7 @@ impl ModelProvider for ToyModels {
                 .then(|| ("toy.vae.pt".to_owned(), "abcdef0123".to_owned())),
             embeddings: None,
             text_cache: Arc::new(ConditioningCache::new(0)),
+            text_state: 0,
             size_embedding_width: 256,
             networks: Vec::new(),
             missing_networks: Vec::new(),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use half::f16;
+use ndarray::{ArrayD, IxDyn};
 use prost::Message as _;
 
 use super::proto::{
@@ -75,6 +76,9 @@ pub struct BuiltGraph {
     pub model: Vec<u8>,
     /// The layers with adapter inputs, if the graph was built with them.
     pub adapters: Vec<AdapterPort>,
+    /// Large weights that are neither in the model nor in the checkpoint file, by the name of the
+    /// initializer; not in exports.
+    pub values: Vec<(String, ArrayD<f32>)>,
     /// Weights that do not fit into the model, which names them [`SIDE_FILE`]; exports only.
     pub side_data: Vec<u8>,
 }
@@ -82,8 +86,17 @@ pub struct BuiltGraph {
 /// The file beside an exported model that holds weights past what one protobuf message may hold.
 pub const SIDE_FILE: &str = "model.onnx_data";
 
-/// Inline weights above this go to the side file; a message may have at most 2 GiB.
+/// Inline weights of an export above this go to the side file; a message may have at most 2 GiB.
 const INLINE_LIMIT_BYTES: usize = 1 << 30;
+
+/// Weights up to this size are read into the model instead of being left in the checkpoint file. The
+/// runtime repacks large ones, but keeps the others where they are, and reading a mapped file that
+/// somebody has cut short since ends the process.
+const RESIDENT_BYTES: u64 = 128 << 10;
+
+/// Float32 weights from this size on that are not in the checkpoint file are handed to the runtime by
+/// value, since a message may have at most 2 GiB.
+const BY_VALUE_BYTES: usize = 1 << 20;
 
 /// The output of a node, an input or an initializer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -143,7 +156,11 @@ impl<'w> GraphBuilder<'w> {
     }
 
     pub(super) fn finish(mut self) -> BuiltGraph {
-        let side_data = spill(&mut self.graph.initializer);
+        let initializers = &mut self.graph.initializer;
+        let (values, side_data) = match self.options.storage {
+            Storage::External => (take_large(initializers, self.weights), Vec::new()),
+            Storage::InlineHalf => (Vec::new(), spill(initializers)),
+        };
         let model = ModelProto {
             ir_version: 9,
             opset_import: [(ONNX, 19), (MICROSOFT, 1)]
@@ -158,6 +175,7 @@ impl<'w> GraphBuilder<'w> {
         BuiltGraph {
             model: model.encode_to_vec(),
             adapters: self.adapters,
+            values,
             side_data,
         }
     }
@@ -322,14 +340,15 @@ impl<'w> GraphBuilder<'w> {
         self.weight_part(name, &unique, first_row * row, total, dims)
     }
 
-    /// A weight in its stored type, and that type.
-    pub(super) fn stored_weight(
+    /// A weight in its stored type, and whether that is float32; read into memory, for weights that
+    /// the runtime uses as they are.
+    pub(super) fn resident_weight(
         &mut self,
         name: &str,
         dims: &[usize],
     ) -> Result<(Value, bool), BuildError> {
         let count = dims.iter().product();
-        self.initializer(name, name, 0, count, dims)
+        self.initializer(name, name, 0, count, dims, u64::MAX)
     }
 
     fn weight_part(
@@ -344,7 +363,8 @@ impl<'w> GraphBuilder<'w> {
         if let Some(known) = self.initializers.get(&as_float) {
             return Ok(known.clone());
         }
-        let (value, is_float) = self.initializer(name, unique, first, total, dims)?;
+        let (value, is_float) =
+            self.initializer(name, unique, first, total, dims, RESIDENT_BYTES)?;
         let value = if is_float {
             value
         } else {
@@ -360,7 +380,7 @@ impl<'w> GraphBuilder<'w> {
     }
 
     /// The initializer for values `first..` of a stored tensor of `total` values; true when it is
-    /// float32 already.
+    /// float32 already. Up to `resident_bytes` are read from the file.
     fn initializer(
         &mut self,
         name: &str,
@@ -368,11 +388,12 @@ impl<'w> GraphBuilder<'w> {
         first: usize,
         total: usize,
         dims: &[usize],
+        resident_bytes: u64,
     ) -> Result<(Value, bool), BuildError> {
         let stored = self.weights.get(name)?;
         let count: usize = dims.iter().product();
         let stored_count: usize = stored.shape.iter().product();
-        if stored_count != total || first + count > total {
+        if count == 0 || stored_count != total || first + count > total {
             return Err(BuildError::Shape {
                 name: self.weights.full(name),
                 shape: stored.shape.clone(),
@@ -395,6 +416,17 @@ impl<'w> GraphBuilder<'w> {
                     let size = stored.stored_type.size_bytes() as usize;
                     tensor.data_type = element_of(stored.stored_type, name)?;
                     tensor.raw_data = Some(bytes[first * size..(first + count) * size].to_vec());
+                    tensor.data_type == data_type::FLOAT
+                }
+                (Storage::External, None)
+                    if count as u64 * stored.stored_type.size_bytes() <= resident_bytes =>
+                {
+                    let size = stored.stored_type.size_bytes();
+                    let bytes =
+                        self.weights
+                            .read_range(name, first as u64 * size, count as u64 * size)?;
+                    tensor.data_type = element_of(stored.stored_type, name)?;
+                    tensor.raw_data = Some(bytes);
                     tensor.data_type == data_type::FLOAT
                 }
                 (Storage::External, None) => {
@@ -518,7 +550,7 @@ impl<'w> GraphBuilder<'w> {
         Ok(self.adapted_linear(x, y, &layer, width, out))
     }
 
-    fn gemm(&mut self, x: &Value, weight: &Value, bias: Option<&Value>) -> Value {
+    pub(super) fn gemm(&mut self, x: &Value, weight: &Value, bias: Option<&Value>) -> Value {
         let transposed = [("transB", Attribute::Int(1))];
         self.node_in(ONNX, "Gemm", &[Some(x), Some(weight), bias], &transposed)
     }
@@ -745,6 +777,34 @@ fn external(location: &str, offset: u64, length: u64) -> Vec<StringPair> {
         value,
     })
     .into()
+}
+
+/// Takes large float32 weights out of the model, which says that they are in the checkpoint file: the
+/// runtime wants initializers that it gets by value to be external data.
+fn take_large(initializers: &mut [TensorProto], weights: &Weights) -> Vec<(String, ArrayD<f32>)> {
+    let file = weights.path().file_name().unwrap_or_default();
+    let mut taken = Vec::new();
+    for tensor in initializers {
+        let length = tensor.raw_data.as_ref().map_or(0, Vec::len);
+        if tensor.data_type != data_type::FLOAT || length < BY_VALUE_BYTES {
+            continue;
+        }
+        let raw = tensor.raw_data.take().unwrap_or_default();
+        let values = raw
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|b| f32::from_le_bytes(*b));
+        let dims: Vec<usize> = tensor.dims.iter().map(|dim| *dim as usize).collect();
+        let values = ArrayD::from_shape_vec(IxDyn(&dims), values.collect());
+        tensor.external_data = external(&file.to_string_lossy(), 0, length as u64);
+        tensor.data_location = Some(1);
+        taken.push((
+            tensor.name.clone(),
+            values.expect("the model has the values' shape"),
+        ));
+    }
+    taken
 }
 
 /// Moves large inline weights to the side file when all together are too many for one message.

@@ -9,6 +9,7 @@
 mod builder;
 mod esrgan;
 mod faces;
+mod hypernetwork;
 mod proto;
 mod text;
 mod token_merging;
@@ -19,6 +20,7 @@ mod weights;
 pub use builder::{AdapterPort, BuildOptions, BuiltGraph, SIDE_FILE, Storage};
 pub use esrgan::{UpscalerShape, upscaler};
 pub use faces::{FaceShape, codeformer, gfpgan, parsenet, retinaface};
+pub use hypernetwork::{Activation, HypernetworkLayer, HypernetworkModules, multiplier_input};
 pub use text::{TextTower, TextTowerShape, text_encoder};
 pub use token_merging::{MERGE_COUNT, MERGE_SOURCES, MERGE_TARGETS, TokenMerge};
 pub(crate) use unet::context_width;

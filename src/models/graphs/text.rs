@@ -113,7 +113,8 @@ fn embed(
     // Rows are gathered in the stored type, so that the table is not kept twice.
     let tokens = match storage {
         Storage::External => {
-            let (table, is_float) = g.stored_weight(names.token_embedding, &[vocabulary, width])?;
+            let (table, is_float) =
+                g.resident_weight(names.token_embedding, &[vocabulary, width])?;
             let tokens = g.node("Gather", &[&table, ids], &[]);
             if is_float {
                 tokens

@@ -8,6 +8,7 @@
 //! resblock up and down sampling) are refused.
 
 use super::builder::{Dim, GraphBuilder, Value};
+use super::hypernetwork::Hypernetworks;
 use super::proto::data_type;
 use super::token_merging::MergeInputs;
 use super::{BuildError, BuildOptions, BuiltGraph, Weights};
@@ -92,13 +93,20 @@ pub fn unet(
     let emb = embedding(&mut g, &timestep, shape.vector)?;
     let batch = g.dims_of(&sample, 0, 1);
     let context_rows = g.reshape_to(&context, &[-1, context_width as i64]);
+    let hypernetworks = Hypernetworks::new(&mut g, weights);
+    // Every block has the same text before it, so that it goes through the hypernetworks once.
+    let context_sides = match &hypernetworks {
+        Some(hypernetworks) => hypernetworks.apply(&mut g, &context_rows, context_width),
+        None => [context_rows.clone(), context_rows],
+    };
     let merging = options
         .token_merging
         .then(|| MergeInputs::new(&mut g, &batch));
     let net = Net {
         emb,
         batch,
-        context_rows,
+        context_sides,
+        hypernetworks,
         heads: shape.heads,
         merging,
     };
@@ -202,7 +210,9 @@ fn sinusoidal(g: &mut GraphBuilder<'_>, values: &Value, width: usize) -> Value {
 struct Net {
     emb: Value,
     batch: Value,
-    context_rows: Value,
+    /// What cross-attention makes keys and values of, `[batch * tokens, width]`.
+    context_sides: [Value; 2],
+    hypernetworks: Option<Hypernetworks>,
     heads: Heads,
     /// Token merging, where the graph has it.
     merging: Option<MergeInputs>,
@@ -368,14 +378,18 @@ impl Net {
         let h = g.layer_norm(x, &format!("{block}.norm1"))?;
         let attention = format!("{block}.attn1");
         let h = match merging {
-            None => self.attention(g, &h, &h, &attention, width)?,
+            None => {
+                let sides = self.own_sides(g, &h, width);
+                self.attention(g, &h, &sides, &attention, width)?
+            }
             Some(merging) => {
                 let tokens = g.tokens_of(x, &self.batch, width);
                 let chosen = merging.matching(g, &tokens);
                 let h = g.tokens_of(&h, &self.batch, width);
                 let h = merging.merge(g, &h, &chosen);
                 let h = g.reshape_to(&h, &[-1, width as i64]);
-                let h = self.attention(g, &h, &h, &attention, width)?;
+                let sides = self.own_sides(g, &h, width);
+                let h = self.attention(g, &h, &sides, &attention, width)?;
                 let h = g.tokens_of(&h, &self.batch, width);
                 let h = merging.unmerge(g, &h, &tokens, &chosen);
                 g.reshape_to(&h, &[-1, width as i64])
@@ -383,24 +397,33 @@ impl Net {
         };
         let x = g.add(&h, x);
         let h = g.layer_norm(&x, &format!("{block}.norm2"))?;
-        let h = self.attention(g, &h, &self.context_rows, &format!("{block}.attn2"), width)?;
+        let attention = format!("{block}.attn2");
+        let h = self.attention(g, &h, &self.context_sides, &attention, width)?;
         let x = g.add(&h, &x);
         let h = g.layer_norm(&x, &format!("{block}.norm3"))?;
         let h = feed_forward(g, &h, &format!("{block}.ff.net"))?;
         Ok(g.add(&h, &x))
     }
 
+    /// What self-attention makes keys and values of.
+    fn own_sides(&self, g: &mut GraphBuilder<'_>, rows: &Value, width: usize) -> [Value; 2] {
+        match &self.hypernetworks {
+            Some(hypernetworks) => hypernetworks.apply(g, rows, width),
+            None => [rows.clone(), rows.clone()],
+        }
+    }
+
     fn attention(
         &self,
         g: &mut GraphBuilder<'_>,
         x: &Value,
-        context: &Value,
+        [for_keys, for_values]: &[Value; 2],
         layer: &str,
         width: usize,
     ) -> Result<Value, BuildError> {
         let q = g.linear(x, &format!("{layer}.to_q"))?;
-        let k = g.linear(context, &format!("{layer}.to_k"))?;
-        let v = g.linear(context, &format!("{layer}.to_v"))?;
+        let k = g.linear(for_keys, &format!("{layer}.to_k"))?;
+        let v = g.linear(for_values, &format!("{layer}.to_v"))?;
         let [q, k, v] = [q, k, v].map(|rows| g.tokens_of(&rows, &self.batch, width));
         let h = g.attention(&q, &k, &v, self.heads.of(width), None);
         let rows = g.reshape_to(&h, &[-1, width as i64]);

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::BuildError;
+use super::{BuildError, HypernetworkModules};
 use crate::catalogue::{StoredTensor, TensorFile};
 
 /// The tensors under one prefix of a weights file, with replacements for the ones that a merged
@@ -15,6 +15,7 @@ pub struct Weights {
     prefix: String,
     replaced: Arc<HashMap<String, Vec<f32>>>,
     adapted: Arc<BTreeSet<String>>,
+    hypernetworks: Arc<[Arc<HypernetworkModules>]>,
 }
 
 impl Weights {
@@ -26,6 +27,7 @@ impl Weights {
             prefix: prefix.to_owned(),
             replaced: Arc::default(),
             adapted: Arc::default(),
+            hypernetworks: Arc::default(),
         }
     }
 
@@ -41,6 +43,19 @@ impl Weights {
     pub fn with_adapted(mut self, layers: BTreeSet<String>) -> Self {
         self.adapted = Arc::new(layers);
         self
+    }
+
+    /// The same with hypernetworks before the keys and values of attention, in this order.
+    #[must_use]
+    pub fn with_hypernetworks(mut self, hypernetworks: Vec<Arc<HypernetworkModules>>) -> Self {
+        self.hypernetworks = hypernetworks.into();
+        self
+    }
+
+    /// The hypernetworks of the graph.
+    #[must_use]
+    pub fn hypernetworks(&self) -> &Arc<[Arc<HypernetworkModules>]> {
+        &self.hypernetworks
     }
 
     /// Whether a layer gets adapter inputs.
@@ -60,6 +75,22 @@ impl Weights {
         self.file
             .names()
             .filter_map(|name| name.strip_prefix(self.prefix.as_str()))
+    }
+
+    /// Whether the file is still the one whose table of contents this is.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.file.is_current()
+    }
+
+    /// Memory that all of them take as float32.
+    #[must_use]
+    pub fn float_bytes(&self) -> u64 {
+        self.file
+            .iter()
+            .filter(|(name, _)| name.starts_with(&self.prefix))
+            .map(|(_, tensor)| 4 * tensor.shape.iter().product::<usize>() as u64)
+            .sum()
     }
 
     /// The file that holds the tensors.
@@ -123,6 +154,14 @@ impl Weights {
     #[must_use]
     pub fn inline(&self, name: &str) -> Option<&[u8]> {
         self.file.inline(&self.full(name))
+    }
+
+    /// `length` stored bytes of a tensor from `first` on.
+    ///
+    /// # Errors
+    /// When the tensor is missing or cannot be read.
+    pub fn read_range(&self, name: &str, first: u64, length: u64) -> Result<Vec<u8>, BuildError> {
+        Ok(self.file.read_range(&self.full(name), first, length)?)
     }
 
     /// A tensor's values as float32, replacements included.

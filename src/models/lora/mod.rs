@@ -6,8 +6,10 @@
 //! the ones before it left. Layers and formulas follow LyCORIS and A1111's built-in extension as
 //! the specification of A1111's behaviour states them.
 
+mod bundled;
 mod change;
 mod keys;
+mod names;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use ndarray::{ArrayD, IxDyn};
 use super::checkpoint::CheckpointPlan;
 use super::graphs::Weights;
 use crate::catalogue::TensorFile;
+pub use bundled::bundled_embeddings;
 use change::{LowRank, Parts};
 use keys::{LayerTable, Place};
 
@@ -105,9 +108,9 @@ struct LayerNetwork {
 
 /// A file's tensors by the layer that they change.
 fn grouped(file: &TensorFile, table: &LayerTable, unmatched: &mut usize) -> Vec<(Place, Parts)> {
-    let mut by_key: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
+    let mut by_key: BTreeMap<String, Vec<(&str, &str)>> = BTreeMap::new();
     for name in file.names() {
-        if let Some((key, part)) = name.split_once('.') {
+        if let Some((key, part)) = names::split(name).filter(|(key, _)| key != bundled::KEY) {
             by_key.entry(key).or_default().push((part, name));
         }
     }
