@@ -1,6 +1,7 @@
 """What the demo model knows: its things, colours, backdrops, and the captions that name them."""
 
 import random
+import re
 from dataclasses import dataclass
 
 # Unicode name of an emoji -> words used in prompts, the first is the class name.
@@ -181,6 +182,25 @@ MONO = [
 ]
 
 
+# what a word of a caption says, and the marks around such a word while a caption is put together
+THING, COLOUR, BACKDROP = 1, 2, 3
+MARKS = {THING: "\ue001", COLOUR: "\ue002", BACKDROP: "\ue003"}
+END_MARK = "\ue000"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Attention weights of the words that name the thing, its colour and its backdrop."""
+
+    thing: float = 1.0
+    colour: float = 1.0
+    backdrop: float = 1.0
+
+    def of(self, kind: int) -> float:
+        """the weight of a kind of word; 0 is every other word"""
+        return (1.0, self.thing, self.colour, self.backdrop)[kind]
+
+
 @dataclass
 class Spec:
     """One picture: `thing` is None for a plain backdrop; `backdrop` is None for the thing's own pastel; empty means no prompt at all."""
@@ -190,6 +210,7 @@ class Spec:
     backdrop: str | None = None
     mono: bool = False
     empty: bool = False
+    weights: Weights = Weights()
 
 
 def things() -> list[tuple[str, list[str]]]:
@@ -211,10 +232,31 @@ def draw_spec(rng: random.Random, variants: list[dict[str, int]]) -> Spec:
     return Spec(thing, colour, backdrop, rng.random() < 0.04)
 
 
-def caption(rng: random.Random, spec: Spec, words: list[str], repaintable: bool) -> str:
-    """a sentence for `spec`; `words` are the names of its thing"""
+def mark(kind: int, words: str) -> str:
+    """`words` between the marks of their kind"""
+    return f"{MARKS[kind]}{words}{END_MARK}"
+
+
+def unmark(marked: str) -> tuple[str, list[tuple[int, int, int]]]:
+    """the plain sentence, and (kind, first character, last character + 1) of every marked word"""
+    kind_of = {m: k for k, m in MARKS.items()}
+    text, spans, opened = "", [], (0, 0)
+    for c in marked:
+        if c in kind_of:
+            opened = (kind_of[c], len(text))
+        elif c == END_MARK:
+            spans.append((*opened, len(text)))
+        else:
+            text += c
+    return text, spans
+
+
+def caption(
+    rng: random.Random, spec: Spec, words: list[str], repaintable: bool
+) -> tuple[str, list[tuple[int, int, int]]]:
+    """a sentence for `spec` with its marked words (see unmark); `words` are the names of its thing"""
     if spec.empty:
-        return ""
+        return "", []
     if spec.thing is None:
         s = rng.choice(
             [
@@ -224,13 +266,14 @@ def caption(rng: random.Random, spec: Spec, words: list[str], repaintable: bool)
                 "{b} backdrop",
                 "a {b} wall",
             ]
-        ).format(b=spec.backdrop)
+        ).format(b=mark(BACKDROP, spec.backdrop))
     else:
-        x = rng.choice(words[:1] * 3 + words)
+        x = mark(THING, rng.choice(words[:1] * 3 + words))
         if spec.colour:
-            x = f"{spec.colour} {x}"
+            x = f"{mark(COLOUR, spec.colour)} {x}"
         elif not repaintable and rng.random() < 0.06:
-            x = f"{rng.choice(BACKDROPS)} {x}"  # a thing that cannot be repainted keeps its colours
+            # a thing that cannot be repainted keeps its colours
+            x = f"{mark(COLOUR, rng.choice(BACKDROPS))} {x}"
         s = rng.choice(SUBJECT).format(x=x)
         if spec.backdrop:
             b = (
@@ -238,11 +281,7 @@ def caption(rng: random.Random, spec: Spec, words: list[str], repaintable: bool)
                 if spec.backdrop == "grey" and rng.random() < 0.5
                 else spec.backdrop
             )
-            s = rng.choice(BACK).format(s=s, b=b)
+            s = rng.choice(BACK).format(s=s, b=mark(BACKDROP, b))
     if spec.mono:
         s = rng.choice(MONO).format(s=s)
-    for v in "aeiou":
-        s = s.replace(f" a {v}", f" an {v}")
-        if s.startswith(f"a {v}"):
-            s = "an" + s[1:]
-    return s
+    return unmark(re.sub(r"\ba (?=[\ue001-\ue003]?[aeiou])", "an ", s))

@@ -1,19 +1,15 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["numpy==2.4.6", "pillow==13.0.0", "safetensors==0.8.0", "tokenizers==0.23.3", "torch==2.15.0"]
+# dependencies = ["numpy==2.4.6", "pillow==13.0.0"]
 # ///
-"""Draws a contact sheet with an exported checkpoint: fixed prompts, seeds 0, 1 and 2 in the three columns of a cell, nothing picked."""
+"""Draws a contact sheet with a running server: fixed prompts, seeds 0, 1 and 2 in the three columns of a cell, nothing picked."""
 
 import argparse
 import sys
 from pathlib import Path
 
-import models
-import numpy as np
-import torch
+from client import Client
 from PIL import Image, ImageDraw
-from sampler import Painter
-from tokenizer import load_tokenizer
 
 PROMPTS = [
     "a red apple on a blue background",
@@ -37,9 +33,8 @@ PROMPTS = [
 
 def main() -> int:
     ap = argparse.ArgumentParser(description=__doc__)
-    ap.add_argument("checkpoint", type=Path)
-    ap.add_argument("merges", type=Path, help="CLIP's merges.txt")
-    ap.add_argument("out", type=Path, help="the PNG to write")
+    ap.add_argument("out", type=Path, help="the picture file to write")
+    ap.add_argument("--server", default="http://127.0.0.1:7860")
     ap.add_argument("--prompts", nargs="*", default=PROMPTS)
     ap.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     ap.add_argument("--width", type=int, default=512)
@@ -53,15 +48,8 @@ def main() -> int:
         help="pixels of a picture's longer side on the sheet",
     )
     ap.add_argument("--columns", type=int, default=2, help="prompts beside one another")
-    ap.add_argument("--threads", type=int, default=2)
-    ap.add_argument("--fast", action="store_true", help="bfloat16 convolutions")
     a = ap.parse_args()
-    if not a.merges.exists():
-        print(f"{a.merges} is missing.", file=sys.stderr)
-        return 2
-    torch.set_num_threads(a.threads)
-    models.HALF_CONVOLUTIONS = a.fast
-    painter = Painter(a.checkpoint, load_tokenizer(a.merges))
+    client = Client(a.server, a.width, a.height, a.steps, a.cfg)
     k = a.tile / max(a.width, a.height)
     tw, th, label = round(a.width * k), round(a.height * k), 14
     cw, ch = tw * len(a.seeds) + 6, th + label
@@ -70,9 +58,7 @@ def main() -> int:
     pen = ImageDraw.Draw(sheet)
     for i, p in enumerate(a.prompts):
         x, y = (i % a.columns) * cw, (i // a.columns) * ch
-        pics: list[np.ndarray] = []
-        for s in a.seeds:
-            pics += list(painter.draw([p], [s], a.width, a.height, a.steps, a.cfg))
+        pics = [client.draw(p, s) for s in a.seeds]
         pen.text((x + 2, y + 1), (p or "(empty prompt)")[: cw // 6], fill=(0, 0, 0))
         for j, im in enumerate(pics):
             sheet.paste(

@@ -1,8 +1,8 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["numpy==2.4.6", "pillow==13.0.0", "safetensors==0.8.0", "tokenizers==0.23.3", "torch==2.15.0"]
+# dependencies = ["numpy==2.4.6", "pillow==13.0.0", "torch==2.15.0"]
 # ///
-"""Scores an exported checkpoint.
+"""Scores the model that a running server draws with.
 
 A small classifier is trained on renderings of the pictures (any place, size, backdrop, colour, blur and noise) and checked on renderings
 drawn with a seed that training never uses; it never sees a generated picture. It then names the thing in pictures of random prompts,
@@ -18,16 +18,14 @@ import sys
 import time
 from pathlib import Path
 
-import models
 import numpy as np
 import torch
 import torch.nn.functional as F
+from client import Client
 from concepts import BACKDROPS, COLOURS
 from conditions import Conditions
 from PIL import Image, ImageFilter
 from prepare_data import cells
-from sampler import Painter
-from tokenizer import load_tokenizer
 from torch import nn
 from train_vae import backdrop
 
@@ -176,9 +174,8 @@ def repainting(cond: Conditions, thing: int, im: np.ndarray) -> str:
 
 def main() -> int:
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ap.add_argument("checkpoint", type=Path)
-    ap.add_argument("merges", type=Path, help="CLIP's merges.txt")
     ap.add_argument("work", type=Path)
+    ap.add_argument("--server", default="http://127.0.0.1:7860")
     ap.add_argument("--prompts", type=int, default=500)
     ap.add_argument("--width", type=int, default=512)
     ap.add_argument("--height", type=int, default=512)
@@ -192,19 +189,14 @@ def main() -> int:
     )
     ap.add_argument("--classifier-steps", type=int, default=900)
     ap.add_argument("--threads", type=int, default=2)
-    ap.add_argument("--fast", action="store_true", help="bfloat16 convolutions")
     ap.add_argument("--out", type=Path, help="JSON file for the figures")
     ap.add_argument("--seed", type=int, default=11)
     a = ap.parse_args()
-    if not a.merges.exists():
-        print(f"{a.merges} is missing.", file=sys.stderr)
-        return 2
     print("seed", a.seed)
     torch.set_num_threads(a.threads)
     cond = Conditions(a.work)
     net = train_classifier(cond, a.work / "classifier.pt", a.classifier_steps, a.seed)
-    models.HALF_CONVOLUTIONS = a.fast
-    painter = Painter(a.checkpoint, load_tokenizer(a.merges))
+    client = Client(a.server, a.width, a.height, a.steps, a.cfg)
     rng = random.Random(a.seed)
     order = [k % len(cond.variants) for k in range(a.prompts)]
     rng.shuffle(order)
@@ -224,7 +216,7 @@ def main() -> int:
         prompt = f"a {colour} {name}".replace("  ", " ") + (
             f" on a {back} background" if back else ""
         )
-        im = painter.draw([prompt], [i], a.width, a.height, a.steps, a.cfg)[0]
+        im = client.draw(prompt, i)
         x = torch.from_numpy(
             np.asarray(square(im).resize((PX, PX), Image.Resampling.BOX)).astype(
                 np.float32

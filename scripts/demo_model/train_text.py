@@ -10,11 +10,12 @@ import os
 import random
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from concepts import BACKDROPS, caption, draw_spec
-from conditions import CODE, FIRST_PATCH, USED, WIDTH, Conditions
+from concepts import BACKDROPS, COLOUR, Spec, caption, draw_spec
+from conditions import CODE, FIRST_PATCH, READ, STEADY, WIDTH, WORD_AT, Conditions
 from models import TextEncoder
 from muon import Muon
 from tokenizer import BOS, EOS, LENGTH, PAD, load_tokenizer
@@ -36,7 +37,7 @@ def token_map(cond: Conditions, tok: Tokenizer) -> dict[int, int]:
                     s,
                     words,
                     s.thing is not None and len(cond.variants[s.thing]) > 1,
-                )
+                )[0]
             ).ids
         )
     for w in [
@@ -57,30 +58,47 @@ def compact(ids: list[int], tmap: dict[int, int]) -> list[int]:
     return [tmap.get(i, 0) for i in ids] + [tmap[PAD]] * (LENGTH - len(ids))
 
 
+@dataclass
+class Batch:
+    """Captions: what they picture, what each token says (see concepts.py), the colour word before the thing, and compact ids."""
+
+    specs: list[Spec]
+    kinds: list[list[int]]
+    shown: list[str | None]
+    ids: torch.Tensor
+
+
 def draw_batch(
     rng: random.Random, cond: Conditions, tok: Tokenizer, tmap: dict[int, int], n: int
-) -> tuple[list, list[int], torch.Tensor]:
-    """specs, their token counts, and compact ids, sometimes with unknown words put in"""
-    specs, counts, rows = [], [], []
+) -> Batch:
+    """n captions, sometimes with unknown words put in"""
+    out, rows = Batch([], [], [], torch.empty(0)), []
     for _ in range(n):
         s = draw_spec(rng, cond.variants)
         words = [] if s.thing is None else cond.words[s.thing]
-        ids = tok.encode(
-            caption(
-                rng, s, words, s.thing is not None and len(cond.variants[s.thing]) > 1
-            )
-        ).ids
+        repaintable = s.thing is not None and len(cond.variants[s.thing]) > 1
+        text, spans = caption(rng, s, words, repaintable)
+        enc = tok.encode(text)
+        kinds = [
+            next((k for k, lo, hi in spans if lo <= a and b <= hi and a < b), 0)
+            for a, b in enc.offsets
+        ]
+        pairs = list(zip(enc.ids, kinds))
         if rng.random() < 0.25:
-            inner = ids[1:-1]
+            inner = pairs[1:-1]
             most = 3 if rng.random() < 0.7 else 24
             for _ in range(rng.randint(1, most)):
                 at = rng.choice([0, len(inner), rng.randint(0, len(inner))])
-                inner.insert(at, -1)
-            ids = [ids[0], *inner, ids[-1]]
-        specs.append(s)
-        counts.append(min(len(ids), LENGTH))
-        rows.append(compact(ids, tmap))
-    return specs, counts, torch.tensor(rows)
+                inner.insert(at, (-1, 0))
+            pairs = [pairs[0], *inner, pairs[-1]]
+        out.specs.append(s)
+        out.kinds.append([k for _, k in pairs][:LENGTH])
+        out.shown.append(
+            next((text[lo:hi] for k, lo, hi in spans if k == COLOUR), None)
+        )
+        rows.append(compact([i for i, _ in pairs], tmap))
+    out.ids = torch.tensor(rows)
+    return out
 
 
 def encode(
@@ -137,8 +155,8 @@ def main() -> int:
     tm = te.text_model
     with torch.no_grad():
         tm.embeddings.token_embedding.weight[0] = 0
-        tm.final_layer_norm.weight[USED:] = 0
-        tm.final_layer_norm.bias[USED:] = 0
+        tm.final_layer_norm.weight[READ:] = 0
+        tm.final_layer_norm.bias[READ:] = STEADY
     print(
         len(tmap),
         "tokens in use,",
@@ -155,8 +173,9 @@ def main() -> int:
     ]
     params = list(te.parameters())
     ema = [p.detach().clone() for p in params]
-    weight = torch.ones(USED)
+    weight = torch.ones(READ)
     weight[:CODE] = cond.scale
+    weight[WORD_AT:] = 4.0  # few states say this
     rng, t0, saved, first, log = (
         random.Random(a.seed * 1000 + step),
         time.time(),
@@ -173,10 +192,10 @@ def main() -> int:
                     * min(1, (step - first + 1) / 50)
                     * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, frac))))
                 )
-        specs, counts, tokens = draw_batch(rng, cond, tok, tmap, a.batch)
-        want = cond.states(specs, counts)
+        b = draw_batch(rng, cond, tok, tmap, a.batch)
+        want = cond.states(b.specs, b.kinds, b.shown)
         # padding between the words and the patches: any part of it may be left out, which saves time
-        words = min(max(counts), FIRST_PATCH)
+        words = min(max(len(k) for k in b.kinds), FIRST_PATCH)
         middle = list(range(words, FIRST_PATCH))
         middle = sorted(
             rng.sample(
@@ -187,16 +206,16 @@ def main() -> int:
         keep = torch.tensor(
             list(range(words)) + middle + list(range(FIRST_PATCH, LENGTH))
         )
-        got = encode(te, tokens, keep)[..., :USED]
-        want = want[:, keep, :USED]
+        got = encode(te, b.ids, keep)[..., :READ]
+        want = want[:, keep, :READ]
         err = (got - want).pow(2) * weight
         loss = err.mean()
         for opt in opts:
             opt.zero_grad()
         loss.backward()
         tm.embeddings.token_embedding.weight.grad[0] = 0  # the unknown word stays put
-        tm.final_layer_norm.weight.grad[USED:] = 0
-        tm.final_layer_norm.bias.grad[USED:] = 0
+        tm.final_layer_norm.weight.grad[READ:] = 0
+        tm.final_layer_norm.bias.grad[READ:] = 0
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         for opt in opts:
             opt.step()
@@ -211,12 +230,20 @@ def main() -> int:
             1e-9, (want[..., :CODE].pow(2) * sq).sum().item()
         )
         log.append(
-            [loss.item(), e, (got[..., CODE:] - want[..., CODE:]).abs().mean().item()]
+            [
+                loss.item(),
+                e,
+                (got[..., CODE:] - want[..., CODE:]).abs().mean().item(),
+                (got[:, :words, WORD_AT:] - want[:, :words, WORD_AT:])
+                .abs()
+                .mean()
+                .item(),
+            ]
         )
         if step % 50 == 0:
             m = torch.tensor(log[-50:]).mean(0)
             print(
-                f"{step} loss {m[0]:.4f} lost energy of codes {m[1]:.4f} other {m[2]:.4f} {time.time() - t0:.0f}s cpu {time.process_time():.0f}",
+                f"{step} loss {m[0]:.4f} lost energy of codes {m[1]:.4f} other {m[2]:.4f} words {m[3]:.4f} {time.time() - t0:.0f}s cpu {time.process_time():.0f}",
                 flush=True,
             )
         if frac >= 1 or time.time() - saved > 90:

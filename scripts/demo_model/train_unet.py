@@ -9,6 +9,9 @@ the low-frequency part of what the whole UNet must predict, at a fraction of the
 UNet). A level that is added starts as "average, run the inner stage, enlarge" (function grow), so nothing learned is lost.
 
 --states true feeds the states that the text encoder should give; --states text those that it gives.
+
+Attention weights: the states of some pictures are weighted as A1111 weights them, and the picture to draw is changed to suit (emphasised):
+a thing stands out from its backdrop by its weight, the chroma of a named colour follows its weight, and a named backdrop's distance from grey.
 """
 
 import argparse
@@ -16,14 +19,23 @@ import os
 import random
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import models
 import numpy as np
 import torch
 import torch.nn.functional as F
-from concepts import EMPTY_FROM, EMPTY_TO, Spec, draw_spec
-from conditions import CODE, FIRST_PATCH, THING_AT, Conditions
+from concepts import EMPTY_FROM, EMPTY_TO, Spec, Weights
+from conditions import (
+    CODE,
+    FIRST_PATCH,
+    READ,
+    THING_AT,
+    Conditions,
+    emphasise,
+    nothing,
+)
 from models import UNet
 from muon import Muon
 from PIL import Image
@@ -50,6 +62,22 @@ SHAPES = [
     ((80, 112), 0.03, 1),
     ((48, 48), 0.07, 2),
 ]
+
+
+NEUTRAL = 0.6  # the grey that a backdrop of little weight fades to
+
+
+def emphasised_thing(rgba: torch.Tensor, bg: torch.Tensor, s: Spec) -> torch.Tensor:
+    """RGB of a thing (premultiplied RGBA) on its backdrop, as its words are weighted"""
+    rgb, w = rgba[:3], s.weights
+    luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    if s.mono:
+        rgb = (rgb * luma).sum(0, keepdim=True).expand(3, -1, -1)
+    elif s.colour and w.colour != 1:
+        y = (rgb * luma).sum(0, keepdim=True)
+        rgb = torch.minimum((y + w.colour * (rgb - y)).clamp(min=0), rgba[3:])
+    bg = bg[:, None, None]
+    return (bg + w.thing * (rgb - rgba[3:] * bg)).clamp(0, 1)
 
 
 class Latents:
@@ -80,18 +108,13 @@ class Latents:
                 out[i] = a[:, None, None] * (1 - ramp) + b[:, None, None] * ramp
                 continue
             bg = torch.from_numpy(self.cond.backdrop(s))
+            if s.backdrop is not None:
+                bg = (NEUTRAL + s.weights.backdrop * (bg - NEUTRAL)).clamp(0, 1)
             out[i] = bg[:, None, None]
             if s.thing is not None:
                 p = self.box(side)[self.cond.picture(s)].float()
-                rgb = p[:3]
-                if s.mono:
-                    rgb = (
-                        (rgb * torch.tensor([0.299, 0.587, 0.114])[:, None, None])
-                        .sum(0, keepdim=True)
-                        .expand(3, -1, -1)
-                    )
-                out[i, :, top : top + side, left : left + side] = (
-                    rgb + (1 - p[3:]) * bg[:, None, None]
+                out[i, :, top : top + side, left : left + side] = emphasised_thing(
+                    p, bg, s
                 )
         return out
 
@@ -226,7 +249,7 @@ def sample(
         a, b = stage(
             xx,
             torch.full((len(xx),), float(t)),
-            torch.cat([ctx, torch.zeros_like(ctx)]),
+            torch.cat([ctx, nothing().expand_as(ctx)]),
         ).chunk(2)
         v = b + cfg * (a - b)
         x0, e = ALPHA[t] * x - SIGMA[t] * v, SIGMA[t] * x + ALPHA[t] * v
@@ -280,55 +303,62 @@ def preview_specs(cond: Conditions) -> list[Spec]:
     return [*out, Spec(None, empty=True)]
 
 
-def text_pool(
-    work: Path, merges: Path, cond: Conditions, size: int
-) -> tuple[list[Spec], torch.Tensor]:
-    """specs and the trained text encoder's states of captions for them"""
-    from train_text import draw_batch, load_text
-
-    te, tmap = load_text(work)
-    tok, rng = load_tokenizer(merges), random.Random(5)
-    specs: list[Spec] = []
-    states = []
-    with torch.no_grad():
-        while len(specs) < size:
-            s, _, ids = draw_batch(rng, cond, tok, tmap, 64)
-            specs += s
-            states.append(te(ids).half())
-    return specs, torch.cat(states)
-
-
 class Source:
-    """Endless training pictures with their states."""
+    """Endless training pictures with their states, out of a pool of captions."""
 
     def __init__(self, a: argparse.Namespace, cond: Conditions, seed: int) -> None:
+        from train_text import draw_batch, load_text
+
         self.a, self.cond, self.rng = a, cond, random.Random(seed)
-        if a.states == "text":
-            self.specs, self.pool = text_pool(a.work, a.merges, cond, a.pool)
+        te, tmap = load_text(a.work)
+        tok, rng = load_tokenizer(a.merges), random.Random(5)
+        self.specs: list[Spec] = []
+        states, kinds = [], []
+        with torch.no_grad():
+            while len(self.specs) < a.pool:
+                b = draw_batch(rng, cond, tok, tmap, 64)
+                self.specs += b.specs
+                kinds += [k + [0] * (LENGTH - len(k)) for k in b.kinds]
+                true = cond.states(b.specs, b.kinds, b.shown)
+                states.append((te(b.ids) if a.states == "text" else true).half())
+        self.pool, self.kinds = torch.cat(states), torch.tensor(kinds)
+
+    def weights(self) -> Weights:
+        """random attention weights; a word of the three is left alone more often than not"""
+        r = self.rng
+        if r.random() > self.a.weighted:
+            return Weights()
+        one = lambda: r.uniform(0.4, 1.7) if r.random() < 0.45 else 1.0  # noqa: E731
+        return Weights(one(), one(), one())
 
     def draw(self, n: int) -> tuple[list[Spec], torch.Tensor]:
-        r = self.rng
-        if self.a.states == "text":
-            k = [r.randrange(len(self.specs)) for _ in range(n)]
-            return [self.specs[i] for i in k], self.pool[k].float()
-        specs = [draw_spec(r, self.cond.variants) for _ in range(n)]
-        ctx = self.cond.states(
-            specs,
-            [
-                r.randint(4, 20) if r.random() < 0.9 else r.randint(20, 60)
-                for _ in range(n)
-            ],
-        )
-        live = (ctx[..., :CODE].abs().sum(-1, keepdim=True) > 0).float()
-        ctx[..., :CODE] += (
-            self.a.blur
-            * torch.randn(n, LENGTH, CODE)
-            * live
-            * torch.rand(n, 1, 1)
-            * self.cond.scale.rsqrt().clamp(max=1.5)
-            * 0.8
-        )
-        return specs, ctx
+        """specs and their weighted states"""
+        picks = [self.rng.randrange(len(self.specs)) for _ in range(n)]
+        ctx = self.pool[picks].float()
+        if self.a.states == "true":
+            live = (ctx[..., :CODE].abs().sum(-1, keepdim=True) > 0).float()
+            ctx[..., :CODE] += (
+                self.a.blur
+                * torch.randn(n, LENGTH, CODE)
+                * live
+                * torch.rand(n, 1, 1)
+                * self.cond.scale.rsqrt().clamp(max=1.5)
+                * 0.8
+            )
+        specs = [replace(self.specs[k], weights=self.weights()) for k in picks]
+        table = torch.tensor([[s.weights.of(k) for k in range(4)] for s in specs])
+        return specs, emphasise(ctx, table.gather(1, self.kinds[picks]))
+
+
+def leave_unread(unet: UNet) -> None:
+    """cross-attention never reads the numbers that only steady the mean of the states"""
+    for name, p in unet.named_parameters():
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            with torch.no_grad():
+                p[:, READ:] = 0
+            p.register_hook(
+                lambda g: torch.cat([g[:, :READ], torch.zeros_like(g[:, READ:])], 1)
+            )
 
 
 def work_loop(rank: int, a: argparse.Namespace) -> None:
@@ -360,6 +390,7 @@ def work_loop(rank: int, a: argparse.Namespace) -> None:
             )
     elif a.level != 2:
         raise SystemExit("Start with --level 2.")
+    leave_unread(unet)
     stage = stage.to(memory_format=torch.channels_last)
     params = stage.used()
     ends = {
@@ -393,7 +424,7 @@ def work_loop(rank: int, a: argparse.Namespace) -> None:
     f = 2**a.level
     if lead:
         pspecs = preview_specs(cond)
-        pctx = cond.states(pspecs, [10] * len(pspecs))
+        pctx = cond.states(pspecs, [[0] * 10] * len(pspecs), [None] * len(pspecs))
         if a.states == "text":
             want = {
                 (s.thing, s.colour, s.backdrop, s.mono, s.empty): i
@@ -459,6 +490,8 @@ def work_loop(rank: int, a: argparse.Namespace) -> None:
             for g in opt.param_groups:
                 g["lr"] = a.lr * min(1, (step + 1) / 20) * decay
         (h, w), _, mul = shape_rng.choices(SHAPES, [s[1] for s in SHAPES])[0]
+        if shape_rng.random() < a.small:
+            (h, w), mul = (32, 32), 3
         n = a.batch * mul
         specs, ctx = src.draw(n)
         t = (torch.rand(n, generator=gen) * 1000).long()
@@ -468,7 +501,7 @@ def work_loop(rank: int, a: argparse.Namespace) -> None:
         )
         for i in range(n):
             if r[i, 1] < a.unprompted:
-                ctx[i] = 0
+                ctx[i] = nothing()
                 if t[i] > EMPTY_ONLY or r[i, 2] < 0.3:
                     specs[i] = Spec(None, empty=True)
             elif (
@@ -574,6 +607,18 @@ def main() -> int:
         help="share of pictures without a prompt",
     )
     ap.add_argument(
+        "--weighted",
+        type=float,
+        default=0.6,
+        help="share of pictures whose words are weighted",
+    )
+    ap.add_argument(
+        "--small",
+        type=float,
+        default=0.0,
+        help="further share of pictures of 256x256, which cost a quarter",
+    )
+    ap.add_argument(
         "--boost",
         type=float,
         default=0.0,
@@ -588,8 +633,8 @@ def main() -> int:
     ap.add_argument(
         "--pool",
         type=int,
-        default=6000,
-        help="captions held in memory with --states text",
+        default=4000,
+        help="captions held in memory",
     )
     ap.add_argument("--no-decay", action="store_true")
     ap.add_argument(
