@@ -31,7 +31,9 @@ TEXT_CFG = {
 }
 
 
-ATTENTION_LOG = None  # training only: a list that collects log-probabilities of cross-attention (half of the heads)
+ATTENTION_LOG = (
+    None  # training only: a list that collects log-probabilities of cross-attention
+)
 
 
 # --------------------------------------------------------------------------- shared pieces
@@ -106,11 +108,8 @@ class CrossAttention(nn.Module):
         k = self.to_k(ctx).view(b, ctx.shape[1], self.h, -1).transpose(1, 2)
         v = self.to_v(ctx).view(b, ctx.shape[1], self.h, -1).transpose(1, 2)
         if ATTENTION_LOG is not None and self.cross:
-            m = self.h // 2
             ATTENTION_LOG.append(
-                (q[:, :m] @ k[:, :m].transpose(2, 3) * q.shape[-1] ** -0.5).log_softmax(
-                    -1
-                )
+                (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).log_softmax(-1)
             )
         o = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
         return self.to_out[0](o)

@@ -269,9 +269,10 @@ def overlap(cells_: int, size: int, side: int) -> torch.Tensor:
 def alignment_loss(
     log: list[torch.Tensor], h: int, w: int, live: torch.Tensor
 ) -> torch.Tensor:
-    """how far cross-attention is from looking, at each place of the picture, at the states of the patches that lie there"""
+    """how far half of the cross-attention is from looking, at each place of the picture, at the states of the patches that lie there"""
     side, total = 2 * round(0.375 * min(h, w)), torch.zeros(())
-    for p in log:
+    for every in log:
+        p = every[:, : every.shape[1] // 2]
         k = round((h * w / p.shape[2]) ** 0.5)
         want = torch.einsum(
             "ya,xb->yxab", overlap(h // k, h, side), overlap(w // k, w, side)
@@ -282,6 +283,20 @@ def alignment_loss(
             p.shape[1] * (mass > 0.4).sum()
         )
         total = total + (per * live).sum() / live.sum().clamp(min=1)
+    return total / len(log)
+
+
+WORD_SHARE = 0.4
+
+
+def word_loss(log: list[torch.Tensor], told: torch.Tensor) -> torch.Tensor:
+    """how far the last head of cross-attention is from giving WORD_SHARE of its attention to the words of things and colours"""
+    some = told.any(1).float()
+    total = torch.zeros(())
+    for p in log:
+        share = (p[:, -1].exp() * told[:, None].float()).sum(-1).clamp(1e-6, 1 - 1e-6)
+        per = -WORD_SHARE * share.log() - (1 - WORD_SHARE) * (1 - share).log()
+        total = total + (per.mean(1) * some).sum() / some.sum().clamp(min=1)
     return total / len(log)
 
 
@@ -331,8 +346,8 @@ class Source:
         one = lambda: r.uniform(0.4, 1.7) if r.random() < 0.45 else 1.0  # noqa: E731
         return Weights(one(), one(), one())
 
-    def draw(self, n: int) -> tuple[list[Spec], torch.Tensor]:
-        """specs and their weighted states"""
+    def draw(self, n: int) -> tuple[list[Spec], torch.Tensor, torch.Tensor]:
+        """specs, their weighted states, and which of these are words of things and colours"""
         picks = [self.rng.randrange(len(self.specs)) for _ in range(n)]
         ctx = self.pool[picks].float()
         if self.a.states == "true":
@@ -347,7 +362,8 @@ class Source:
             )
         specs = [replace(self.specs[k], weights=self.weights()) for k in picks]
         table = torch.tensor([[s.weights.of(k) for k in range(4)] for s in specs])
-        return specs, emphasise(ctx, table.gather(1, self.kinds[picks]))
+        kinds = self.kinds[picks]
+        return specs, emphasise(ctx, table.gather(1, kinds)), kinds > 0
 
 
 def leave_unread(unet: UNet) -> None:
@@ -482,7 +498,7 @@ def work_loop(rank: int, a: argparse.Namespace) -> None:
                 p.copy_(k)
 
     t0 = saved = shown = time.time()
-    el, log, aligned = 0.0, [], [0.0]
+    el, log, aligned = 0.0, [], [[0.0, 0.0]]
     while True:
         frac = el / (a.minutes * 60)
         decay = 1.0 if a.no_decay else min(1.0, max(0.08, (1 - frac) / 0.4))
@@ -493,7 +509,7 @@ def work_loop(rank: int, a: argparse.Namespace) -> None:
         if shape_rng.random() < a.small:
             (h, w), mul = (32, 32), 3
         n = a.batch * mul
-        specs, ctx = src.draw(n)
+        specs, ctx, told = src.draw(n)
         t = (torch.rand(n, generator=gen) * 1000).long()
         r = torch.rand(n, 3, generator=gen)
         t = torch.where(
@@ -501,13 +517,13 @@ def work_loop(rank: int, a: argparse.Namespace) -> None:
         )
         for i in range(n):
             if r[i, 1] < a.unprompted:
-                ctx[i] = nothing()
+                ctx[i], told[i] = nothing(), False
                 if t[i] > EMPTY_ONLY or r[i, 2] < 0.3:
                     specs[i] = Spec(None, empty=True)
             elif (
                 t[i] < 500 and r[i, 1] > 0.93
             ):  # a prompt for something else: when little noise is left, what is there stays
-                ctx[i] = ctx[(i + 1) % n]
+                ctx[i], told[i] = ctx[(i + 1) % n], told[(i + 1) % n]
         x0 = lat.encode(lat.rgb_of(specs, h, w))
         if f > 1:
             x0 = F.avg_pool2d(x0, f)
@@ -532,9 +548,10 @@ def work_loop(rank: int, a: argparse.Namespace) -> None:
         if a.align:
             live = (ctx[:, FIRST_PATCH:, THING_AT] > 0.5).all(1).float()
             turn = alignment_loss(models.ATTENTION_LOG, h, w, live)
+            spoken = word_loss(models.ATTENTION_LOG, told)
             models.ATTENTION_LOG = None
-            loss = loss + a.align * turn
-            aligned.append(turn.item())
+            loss = loss + a.align * (turn + spoken)
+            aligned.append([turn.item(), spoken.item()])
         for opt in opts:
             opt.zero_grad()
         loss.backward()
@@ -572,7 +589,7 @@ def work_loop(rank: int, a: argparse.Namespace) -> None:
                 )
             ]
             print(
-                f"{step} seen {seen} loss {pp.mean():.4f} align {np.mean(aligned[-25:]):.3f} by noise {bins} {el:.0f}s cpu {time.process_time():.0f}",
+                f"{step} seen {seen} loss {pp.mean():.4f} align {np.mean(aligned[-25:], 0).round(3)} by noise {bins} {el:.0f}s cpu {time.process_time():.0f}",
                 flush=True,
             )
         done = el >= a.minutes * 60
