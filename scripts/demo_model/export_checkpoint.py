@@ -256,7 +256,8 @@ def main() -> int:
         return 2
     unet, vae = UNet(**UNET), VAE(**CH)
     unet.load_state_dict(st["raw" if a.raw else "ema"])
-    vae.load_state_dict(torch.load(a.work / "vae.pt")["ema"])
+    pictures = torch.load(a.work / "vae.pt")
+    vae.load_state_dict(pictures["ema"])
     exact(vae)
     te, tmap = load_text(a.work)
     parts = (
@@ -267,7 +268,10 @@ def main() -> int:
     tensors = {k: v.half().contiguous() for k, v in parts.items()} | schedule()
     a.out.mkdir(parents=True, exist_ok=True)
     path = a.out / f"{a.name}.safetensors"
-    save_file(tensors, path, metadata={"format": "pt"})
+    meta = {"format": "pt", "seen": str(st["seen"])}
+    for k in ("mean", "std"):
+        meta[f"latent_{k}"] = json.dumps(pictures[k].tolist())
+    save_file(tensors, path, metadata=meta)
     base = UNET["ch"][0]
     text = YAML.format(
         model_channels=base,

@@ -105,7 +105,7 @@ def main() -> int:
     torch.manual_seed(a.seed)
     torch.set_num_threads(a.threads)
     models.HALF_CONVOLUTIONS = True
-    a.states, a.weighted, a.blur = "text", 0.0, 0.0
+    a.states, a.weighted, a.coloured = "text", 0.0, 0.0
     cond = Conditions(a.work)
     lat, src = Latents(cond, a.work), Source(a, cond, a.seed)
     unet = UNet(**UNET)

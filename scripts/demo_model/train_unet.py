@@ -343,12 +343,23 @@ class Source:
         r = self.rng
         if r.random() > self.a.weighted:
             return Weights()
-        one = lambda: r.uniform(0.4, 1.7) if r.random() < 0.45 else 1.0  # noqa: E731
-        return Weights(one(), one(), one())
+
+        def one(often: float) -> float:
+            if r.random() > often:
+                return 1.0
+            if r.random() < 0.4:
+                return r.uniform(0.7, 1.3)
+            return r.uniform(0.4, 0.7) if r.random() < 0.6 else r.uniform(1.3, 1.7)
+
+        return Weights(one(0.6), one(0.7), one(0.3))
 
     def draw(self, n: int) -> tuple[list[Spec], torch.Tensor, torch.Tensor]:
         """specs, their weighted states, and which of these are words of things and colours"""
-        picks = [self.rng.randrange(len(self.specs)) for _ in range(n)]
+        r, picks = self.rng, []
+        while len(picks) < n:
+            k = r.randrange(len(self.specs))
+            if self.specs[k].colour or r.random() >= self.a.coloured:
+                picks.append(k)
         ctx = self.pool[picks].float()
         if self.a.states == "true":
             live = (ctx[..., :CODE].abs().sum(-1, keepdim=True) > 0).float()
@@ -510,7 +521,7 @@ def work_loop(rank: int, a: argparse.Namespace) -> None:
             (h, w), mul = (32, 32), 3
         n = a.batch * mul
         specs, ctx, told = src.draw(n)
-        t = (torch.rand(n, generator=gen) * 1000).long()
+        t = (torch.rand(n, generator=gen) ** a.noisy * 1000).long()
         r = torch.rand(n, 3, generator=gen)
         t = torch.where(
             r[:, 0] < 0.06, torch.randint(NO_SIGNAL, 1000, (n,), generator=gen), t
@@ -543,7 +554,12 @@ def work_loop(rank: int, a: argparse.Namespace) -> None:
             v = v + A * A / S * more
         models.ATTENTION_LOG = [] if a.align else None
         out = stage(x.contiguous(memory_format=torch.channels_last), t.float(), ctx)
-        per = (out - v).pow(2).mean((1, 2, 3))
+        err = (out - v).pow(2)
+        if a.focus != 1:
+            side = 2 * round(0.375 * min(h, w)) // f
+            top, left = (h // f - side) // 2, (w // f - side) // 2
+            err[:, :, top : top + side, left : left + side] *= a.focus
+        per = err.mean((1, 2, 3))
         loss = per.mean()
         if a.align:
             live = (ctx[:, FIRST_PATCH:, THING_AT] > 0.5).all(1).float()
@@ -628,6 +644,24 @@ def main() -> int:
         type=float,
         default=0.6,
         help="share of pictures whose words are weighted",
+    )
+    ap.add_argument(
+        "--coloured",
+        type=float,
+        default=0.0,
+        help="share of captions without an object colour that is passed over",
+    )
+    ap.add_argument(
+        "--focus",
+        type=float,
+        default=1.0,
+        help="how much more an error in the object's box counts",
+    )
+    ap.add_argument(
+        "--noisy",
+        type=float,
+        default=1.0,
+        help="below 1: more pictures with much noise",
     )
     ap.add_argument(
         "--small",

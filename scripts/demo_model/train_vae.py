@@ -45,9 +45,9 @@ TINY_EXACT = (
 CH = {"ch": (64, 64, 64, 64), "layers": 0}
 
 
-def exact(vae: VAE) -> None:
-    """move the linear paths from amplitude TINY to TINY_EXACT (norm gains the other way)"""
-    r = TINY_EXACT / TINY
+def exact(vae: VAE, back: bool = False) -> None:
+    """move the linear paths from amplitude TINY to TINY_EXACT (norm gains the other way), or back"""
+    r = TINY / TINY_EXACT if back else TINY_EXACT / TINY
     with torch.no_grad():
         vae.encoder.conv_in.weight.mul_(r)
         vae.encoder.conv_norm_out.weight.div_(r)
