@@ -332,6 +332,37 @@ fn conditioning(model: &Model, ids: &[(i64, f32)]) -> Array2<f32> {
     weighted * scale
 }
 
+/// The embedded model draws `a heart on a (blue:W) background` with a bluer backdrop the larger W is.
+#[test]
+fn attention_weights_reach_the_embedded_model() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("onnx/embedded");
+    let catalogue = Catalogue::new(CatalogueConfig {
+        extra_checkpoints: vec![folder],
+        ..CatalogueConfig::default()
+    });
+    let provider = Provider::new(runtime(), Arc::new(catalogue), ProviderConfig::default());
+    let model = provider.load(&ModelRequest::default()).unwrap();
+    let sigma = 5.0;
+    // Uniform noise in -1..1 has a standard deviation of 1/sqrt(3).
+    let x = pattern((1, 4, 32, 32), sigma * 3.0_f32.sqrt());
+    let nothing = conditioning(&model, &[]);
+    let blueness = [0.4, 1.0, 1.5].map(|weight| {
+        let mut ids = [320, 1936, 525, 320, 1746, 5994].map(|id| (id, 1.0));
+        ids[4].1 = weight;
+        let wanted = conditioning(&model, &ids);
+        let latent = guided(&model, &x, sigma, [&wanted, &nothing], 1.0);
+        let picture = model.vae.decode(&(latent / model.vae_scale)).unwrap();
+        let edge = picture.slice(s![0, .., ..16, ..]);
+        let mean = |channel| edge.index_axis(Axis(0), channel).mean().unwrap();
+        mean(2) - f32::midpoint(mean(0), mean(1))
+    });
+    let [light, plain, heavy] = blueness;
+    assert!(
+        light + 0.2 < plain && plain + 0.1 < heavy,
+        "{blueness:?} for weights 0.4, 1 and 1.5"
+    );
+}
+
 #[test]
 fn built_unets_equal_torchs_exports() {
     for name in ["tiny-sd1", "tiny-sd2-v", "tiny-sd1-inpaint"] {

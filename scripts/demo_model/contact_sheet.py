@@ -16,17 +16,9 @@ PROMPTS = [
     "a cat, yellow background",
     "a green star on a black background",
     "a panda",
-    "a purple heart on a pink background",
-    "pizza",
-    "a rocket, purple background",
     "an owl on a green background",
-    "a house on a white background",
-    "sunflower, black background",
-    "a blue umbrella on an orange background",
-    "a butterfly",
-    "a teapot made of glass",
+    "a rocket, purple background",
     "masterpiece, best quality, a penguin, highly detailed, 4k, on a red background",
-    "monochrome, a frog",
     "",
 ]
 
@@ -44,7 +36,7 @@ def main() -> int:
     ap.add_argument(
         "--tile",
         type=int,
-        default=160,
+        default=128,
         help="pixels of a picture's longer side on the sheet",
     )
     ap.add_argument("--columns", type=int, default=2, help="prompts beside one another")
