@@ -581,6 +581,73 @@ async fn outpainting_enlarges_the_canvas_on_the_sides_asked_for() {
     assert_eq!(answer["errors"], "no direction is given to paint in");
 }
 
+#[actix_web::test]
+async fn the_alternative_test_comes_back_to_its_picture() {
+    let studio = Studio::shared();
+    let with = |script: Value| {
+        let mut body = json!({
+            "init_images": [init_image()], "cfg_scale": 1.0, "steps": 30, "denoising_strength": 1.0,
+            "width": 96, "prompt": "a red cube", "override_settings": {"sd_model_checkpoint": "tiny-sd1"},
+        });
+        for (key, value) in script.as_object().into_iter().flatten() {
+            body[key] = value.clone();
+        }
+        body
+    };
+    // The picture as the VAE gives it back: nearly no noise is added and taken away.
+    let original = studio
+        .img2img(with(json!({"denoising_strength": 0.01})))
+        .await
+        .pictures
+        .remove(0);
+    let distance = |picture: &RgbImage| -> u64 {
+        let pairs = picture.as_raw().iter().zip(original.as_raw());
+        pairs.map(|(a, b)| u64::from(a.abs_diff(*b))).sum()
+    };
+    let plain = studio.img2img(with(json!({}))).await;
+    let arguments = |changes: &[(usize, Value)]| {
+        let mut arguments = json!([
+            "",
+            true,
+            true,
+            "a red cube",
+            "",
+            true,
+            30,
+            true,
+            1.0,
+            0.0,
+            false
+        ]);
+        for (index, value) in changes {
+            arguments[*index] = value.clone();
+        }
+        json!({"script_name": "img2img alternative test", "script_args": arguments})
+    };
+    let found = studio.img2img(with(arguments(&[]))).await;
+    let adjusted = studio.img2img(with(arguments(&[(10, json!(true))]))).await;
+    let far = distance(&plain.pictures[0]);
+    for result in [&found, &adjusted] {
+        let near = distance(&result.pictures[0]);
+        assert!(
+            near * 2 < far,
+            "{near} against {far}, {}",
+            distance(&adjusted.pictures[0])
+        );
+    }
+    assert_ne!(found.pictures, adjusted.pictures);
+    let text = found.texts("infotexts")[0];
+    assert!(
+        text.contains(
+            "Decode prompt: a red cube, Decode negative prompt: , Decode CFG scale: 1.0, \
+             Decode steps: 30, Randomness: 0.0, Sigma Adjustment: False"
+        ),
+        "{text}"
+    );
+    let random = studio.img2img(with(arguments(&[(9, json!(1.0))]))).await;
+    assert_ne!(random.pictures, found.pictures);
+}
+
 fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {

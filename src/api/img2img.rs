@@ -78,6 +78,7 @@ fn img2img(body: &Body, options: &Options) -> Img2ImgParams {
             .float("initial_noise_multiplier")
             .or_else(|| Some(options.f64("initial_noise_multiplier"))),
         color_source: None,
+        noise_finder: None,
     }
 }
 

@@ -415,7 +415,8 @@ impl<'a> Job<'a> {
         conditions.tell(&mut self.extra);
         self.tell_old_scheduling(prompts);
         pass::tell_alphas(&self.params.options, &mut self.extra);
-        let mut noise = rng.first();
+        let drawn = rng.first();
+        let mut noise = drawn.clone();
         let start = match init {
             None => Start::Txt2Img,
             Some(init) => {
@@ -435,6 +436,12 @@ impl<'a> Job<'a> {
             let size = (latent_size.1 * 8, latent_size.0 * 8);
             image_conditioning::of_nothing(model, size, batch.seeds.len(), &mut generator)?
         };
+        let finder = self.params.img2img.as_ref();
+        if let (Some(finder), Some(init)) = (finder.and_then(|it| it.noise_finder.as_ref()), init) {
+            let conditioning = image_conditioning.as_ref();
+            let with = (&drawn, &mut rng);
+            noise = self.found_noise(finder, model, batch, &init.latent, conditioning, with)?;
+        }
         let pass = Pass {
             sampler: self.route.sampler,
             scheduler: self.route.scheduler,

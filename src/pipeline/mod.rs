@@ -16,6 +16,7 @@ mod job_text;
 mod latents;
 mod mask_composite;
 mod model;
+mod noise_finder;
 mod params;
 mod pass;
 mod prompts;
@@ -39,6 +40,7 @@ pub use generate::generate;
 pub use model::{
     Cause, Family, Model, ModelProvider, ModelRequest, NetworkKind, Posterior, Prediction, Vae,
 };
+pub use noise_finder::NoiseFinder;
 pub use params::*;
 pub use safety::SafetyChecker;
 pub use saving::{

@@ -150,6 +150,8 @@ pub struct Img2ImgParams {
     pub only_masked_padding: i64,
     pub invert_mask: bool,
     pub initial_noise_multiplier: Option<f64>,
+    /// The start noise is found from the init image.
+    pub noise_finder: Option<super::NoiseFinder>,
     /// The picture whose colours results are brought back to (`img2img_color_correction`), where it is
     /// not the init image.
     pub color_source: Option<Picture>,

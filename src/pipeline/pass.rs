@@ -172,7 +172,7 @@ fn sampling_model(model: &Model) -> SamplingModel {
     }
 }
 
-fn alpha_options(options: &Options) -> AlphaOptions {
+pub(super) fn alpha_options(options: &Options) -> AlphaOptions {
     AlphaOptions {
         downcast: options.bool("use_downcasted_alpha_bar"),
         zero_terminal_snr: options.text("sd_noise_schedule") == "Zero Terminal SNR",

@@ -22,7 +22,10 @@ pub use plan::{
     SamplingModel, SamplingPlan, Start, StepReport, check_nan, effective_scheduler, planned_calls,
     run,
 };
-pub use samplers::{SAMPLERS, Sampler, SamplerKind, find_sampler, resolve_names};
+pub use samplers::{
+    ADJUSTED_NOISE_FINDER, NOISE_FINDER, SAMPLERS, Sampler, SamplerKind, find_sampler,
+    resolve_names,
+};
 pub use schedulers::{SCHEDULERS, ScheduleOptions, Scheduler, find_scheduler};
 pub use sigma_table::{AlphaOptions, Prediction, SigmaTable, scaled_linear_alphas_cumprod};
 pub use soft_blend::SoftBlend;

@@ -56,6 +56,16 @@ impl ScriptJob<'_> {
         )
     }
 
+    /// Refuses more steps than a plain request could ask for.
+    pub(super) fn check_steps(&self, count: usize) -> Result<(), GenerateError> {
+        within(
+            "steps",
+            count as u64,
+            self.call.surroundings.limits.steps,
+            "--max-steps",
+        )
+    }
+
     /// Refuses a generation that a plain request could not ask for either.
     fn check_limits(&self, params: &GenerationParams) -> Result<(), GenerateError> {
         let limits = self.call.surroundings.limits;

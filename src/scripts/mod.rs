@@ -6,6 +6,7 @@
 
 mod arguments;
 mod canvas;
+mod img2img_alternative;
 mod job;
 mod loopback;
 mod outpainting_mk2;
@@ -56,7 +57,8 @@ impl fmt::Debug for dyn Script {
 }
 
 /// Every script, in the order in which A1111 lists them.
-pub static SCRIPTS: [&dyn Script; 7] = [
+pub static SCRIPTS: [&dyn Script; 8] = [
+    &img2img_alternative::Img2ImgAlternative,
     &loopback::Loopback,
     &outpainting_mk2::OutpaintingMk2,
     &poor_mans_outpainting::PoorMansOutpainting,

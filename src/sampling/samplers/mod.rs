@@ -12,8 +12,11 @@ mod euler;
 mod heun;
 mod lcm;
 mod lms;
+mod noise_finder;
 mod plms;
 mod unipc;
+
+pub use noise_finder::{ADJUSTED_NOISE_FINDER, NOISE_FINDER};
 
 use super::schedulers::{SCHEDULERS, Scheduler, find_scheduler};
 use super::{Latent, SamplingError, Walk};
