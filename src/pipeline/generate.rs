@@ -440,7 +440,8 @@ impl<'a> Job<'a> {
         if let (Some(finder), Some(init)) = (finder.and_then(|it| it.noise_finder.as_ref()), init) {
             let conditioning = image_conditioning.as_ref();
             let with = (&drawn, &mut rng);
-            noise = self.found_noise(finder, model, batch, &init.latent, conditioning, with)?;
+            let of_batch = (batch, self.networks(prompts));
+            noise = self.found_noise(finder, model, of_batch, &init.latent, conditioning, with)?;
         }
         let pass = Pass {
             sampler: self.route.sampler,

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::conditioning::PictureSize;
-use crate::prompt::PassSteps;
+use crate::prompt::{PassSteps, PromptNetworks};
 use crate::rng::ImageRng;
 use crate::sampling::{ADJUSTED_NOISE_FINDER, Latent, NOISE_FINDER, SCHEDULERS, SigmaTable, Start};
 
@@ -36,7 +36,7 @@ impl Job<'_> {
         &self,
         finder: &NoiseFinder,
         model: &Model,
-        batch: &Batch,
+        (batch, networks): (&Batch, &PromptNetworks),
         init: &Latent,
         image_conditioning: Option<&Latent>,
         (drawn, rng): (&Latent, &mut ImageRng),
@@ -59,7 +59,7 @@ impl Job<'_> {
         let conditions = BatchConditioning::new(
             model,
             &params.options,
-            &[],
+            networks,
             (&texts(&finder.prompt), &texts(&finder.negative_prompt)),
             PassSteps::first_pass(finder.step_count),
             PictureSize {
