@@ -24,6 +24,7 @@ import argparse
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -58,7 +59,9 @@ def ask(port: int, path: str, body: dict | None = None) -> dict:
 
 
 def measure_server(binary: Path, checkpoint: Path, size: int) -> dict[str, float]:
-    port = 7979
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as data:
         begin = time.monotonic()
         command = [binary, "--data-dir", data, "--ckpt", checkpoint, "--port", str(port)]
