@@ -295,7 +295,9 @@ def main() -> int:
             "layers": LAYERS + 1,
         },
     }
-    (a.out / f"{ARCH}.json").write_text(json.dumps(config) + "\n")
+    towers = a.out / "open_clip_model_configs"
+    towers.mkdir(exist_ok=True)
+    (towers / f"{ARCH}.json").write_text(json.dumps(config) + "\n")
     count = sum(v.numel() for v in tensors.values())
     print(
         f"{path}: {len(tensors)} tensors, {count / 1e6:.2f} M numbers, {path.stat().st_size / 1e6:.2f} MB, {st['seen']} pictures seen"
