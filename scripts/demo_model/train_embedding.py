@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from concepts import BACK, BACKDROPS, COLOURS, SUBJECT, THING
+from concepts import BACK, BACKDROPS, COLOURS, SUBJECT
 from conditions import (
     BACK_AT,
     CODE,

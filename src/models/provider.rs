@@ -28,7 +28,7 @@ use crate::pipeline::{
     self, Cause, FaceNetworkProvider, Family, Model, ModelProvider, ModelRequest, NetworkKind,
     Prediction, SafetyChecker, UpscalerProvider,
 };
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, give_back_free_memory};
 
 /// How checkpoints are found and kept.
 #[derive(Debug, Clone)]
@@ -215,6 +215,7 @@ impl Provider {
         self.loaded.lock().clear();
         self.upscalers.unload_all();
         self.faces.unload_all();
+        give_back_free_memory();
     }
 
     /// The checkpoint that a request means; an empty name is the first of the list.
@@ -492,6 +493,8 @@ impl Provider {
                 self.load_weights(loaded, &checkpoint.path, options, with_unet)?
             }
         });
+        // What was unloaded for it, and what building its graphs took.
+        give_back_free_memory();
         tracing::info!(
             checkpoint = %checkpoint.name,
             family = ?main.family,

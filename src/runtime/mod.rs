@@ -6,9 +6,11 @@
 
 mod graph;
 mod library;
+mod memory;
 
 pub use graph::{Graph, GraphSource, Input, Invocation, Tensor};
 pub use library::{ExecutionProvider, LibrarySearch, Runtime, RuntimeOptions, find_library};
+pub use memory::give_back_free_memory;
 
 /// Why the runtime could not be loaded or a graph could not be run.
 #[derive(Debug, thiserror::Error)]
