@@ -59,7 +59,9 @@ fn stopped(
     };
     compare(&case.extra[1]["response"], &progress, "", &shape)
         .map_err(|why| format!("progress afterwards: {why}"))?;
-    if progress["state"][flag] != json!(true) {
+    // A skipped batch ends at once, and the next one clears the flag when it begins.
+    let went_on = flag == "skipped" && progress["state"]["job_no"].as_i64() >= Some(1);
+    if progress["state"][flag] != json!(true) && !went_on {
         return Err(format!(
             "progress afterwards: .state.{flag} is {}",
             progress["state"][flag]
