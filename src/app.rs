@@ -26,7 +26,8 @@ use crate::pipeline::{
 };
 use crate::prompt::parse_styles_csv;
 use crate::runtime::{
-    ExecutionProvider, LibrarySearch, Runtime, RuntimeError, RuntimeOptions, find_library,
+    ExecutionProvider, LibrarySearch, Runtime, RuntimeError, RuntimeOptions, exit_at_once,
+    find_library,
 };
 use crate::saving::{FileSaver, NameRules};
 use crate::scripts::{ScriptCall, run_script};
@@ -149,6 +150,7 @@ impl App {
                 patterns: config.folders.styles.clone(),
             }),
             ready: AtomicBool::new(!config.runtime.load_at_start),
+            exit: exit_at_once,
             stop: Notify::new(),
             started: Instant::now(),
             config,
@@ -231,7 +233,7 @@ pub async fn run(app: App, listener: TcpListener, port: u16) -> Result<(), Start
         () = signal() => {
             tracing::warn!("stopped at once; the running job is lost");
             handle.stop(false).await;
-            std::process::exit(130);
+            exit_at_once(130);
         }
     }
     answering.abort();

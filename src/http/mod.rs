@@ -65,6 +65,8 @@ pub struct Server {
     /// The first checkpoint is loaded, or was not asked for.
     pub ready: AtomicBool,
     pub saver: Arc<dyn PictureSaver>,
+    /// Ends the process at once.
+    pub exit: fn(i32) -> !,
     /// Somebody asked the process to end.
     pub stop: Notify,
     pub started: Instant,

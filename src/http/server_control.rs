@@ -5,9 +5,9 @@ use actix_web::{HttpResponse, web};
 use super::Server;
 
 /// `POST /sdapi/v1/server-kill`: the process ends at once and the connection drops.
-pub(super) async fn kill() -> HttpResponse {
+pub(super) async fn kill(server: web::Data<Server>) -> HttpResponse {
     tracing::warn!("killed by a request");
-    std::process::exit(0);
+    (server.exit)(0);
 }
 
 /// `POST /sdapi/v1/server-restart`: where a launcher waits for it, else an empty 501.

@@ -10,7 +10,7 @@ mod memory;
 
 pub use graph::{Graph, GraphSource, Input, Invocation, Tensor};
 pub use library::{ExecutionProvider, LibrarySearch, Runtime, RuntimeOptions, find_library};
-pub use memory::give_back_free_memory;
+pub use memory::{exit_at_once, give_back_free_memory};
 
 /// Why the runtime could not be loaded or a graph could not be run.
 #[derive(Debug, thiserror::Error)]
