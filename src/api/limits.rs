@@ -2,7 +2,7 @@
 
 use super::{ApiError, Resolved};
 use crate::config::RequestLimits;
-use crate::pipeline::{ExtrasParams, ExtrasSize, GenerationParams, HiresParams};
+use crate::pipeline::{ExtrasParams, ExtrasSize, GenerationParams, hires_upscale_px};
 use crate::scripts::ScriptLimits;
 
 /// Hands the limits to a script and to templates, which decide themselves what they draw.
@@ -29,8 +29,8 @@ pub fn check_limits(params: &GenerationParams, limits: &RequestLimits) -> Result
     check_pixels(width_px, height_px, limits)?;
     let mut steps = params.step_count;
     if let Some(hires) = &params.hires {
-        let (width_px, height_px) = hires_size(hires, width_px, height_px);
-        check_pixels(width_px, height_px, limits)?;
+        let (width_px, height_px) = hires_upscale_px(params).unwrap_or_default();
+        check_pixels(width_px as u64, height_px as u64, limits)?;
         let (width_px, height_px) = hires.first_phase;
         check_pixels(width_px as u64, height_px as u64, limits)?;
         steps = steps.max(hires.second_pass_steps);
@@ -112,19 +112,6 @@ pub fn check_extras_limits(params: &ExtrasParams, limits: &RequestLimits) -> Res
         let scaled = |side: u32| (f64::from(side) * factor.max(0.0)) as u64;
         check_pixels(scaled(width_px), scaled(height_px), limits)
     })
-}
-
-/// The size after hires fix, cut to the longer side where only one is given.
-fn hires_size(hires: &HiresParams, width_px: u64, height_px: u64) -> (u64, u64) {
-    match (hires.resize_x as u64, hires.resize_y as u64) {
-        (0, 0) => {
-            let scaled = |side: u64| (side as f64 * hires.scale.max(0.0)) as u64;
-            (scaled(width_px), scaled(height_px))
-        }
-        (0, height) => (width_px * height / height_px.max(1), height),
-        (width, 0) => (width, height_px * width / width_px.max(1)),
-        sides => sides,
-    }
 }
 
 fn check_pixels(width_px: u64, height_px: u64, limits: &RequestLimits) -> Result<(), ApiError> {

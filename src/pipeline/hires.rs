@@ -67,12 +67,7 @@ impl HiresPass {
         };
         let sampler = hires.sampler.as_deref().filter(|name| !name.is_empty());
         Ok(Self {
-            target: HiresTarget::resolve(
-                params.width_px,
-                params.height_px,
-                hires,
-                params.options.bool("use_old_hires_fix_width_height"),
-            )?,
+            target: HiresTarget::of_job(params, hires)?,
             enlarger,
             route: Route::find(
                 sampler.unwrap_or(&params.sampler),

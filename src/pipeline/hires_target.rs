@@ -1,7 +1,7 @@
 //! The size that hires fix aims at: A1111's rules for scale, one side, both sides and the old
 //! behaviour (`use_old_hires_fix_width_height`).
 
-use super::{GenerateError, HiresParams};
+use super::{GenerateError, GenerationParams, HiresParams};
 
 /// Sizes of both passes, in pixels, and what is cut from the upscaled latent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,11 +15,27 @@ pub(super) struct HiresTarget {
 }
 
 impl HiresTarget {
+    /// What a job with hires fix aims at.
+    ///
+    /// # Errors
+    /// See [`HiresTarget::resolve`].
+    pub(super) fn of_job(
+        params: &GenerationParams,
+        hires: &HiresParams,
+    ) -> Result<Self, GenerateError> {
+        Self::resolve(
+            params.width_px,
+            params.height_px,
+            hires,
+            params.options.bool("use_old_hires_fix_width_height"),
+        )
+    }
+
     /// Works out both passes for a picture of `width` × `height` pixels.
     ///
     /// # Errors
     /// When the target would be empty.
-    pub(super) fn resolve(
+    fn resolve(
         width: usize,
         height: usize,
         hires: &HiresParams,
@@ -53,13 +69,13 @@ impl HiresTarget {
         let mut truncate_latent = (0, 0);
         let upscale_px = match (resize_x, resize_y) {
             (0, 0) => (scaled(width, scale), scaled(height, scale)),
-            (x, 0) => (x, x * height / width),
-            (0, y) => (y * width / height, y),
+            (x, 0) => (x, x.saturating_mul(height) / width),
+            (0, y) => (y.saturating_mul(width) / height, y),
             (x, y) => {
                 let upscale = if (width as f64 / height as f64) < (x as f64 / y as f64) {
-                    (x, x * height / width)
+                    (x, x.saturating_mul(height) / width)
                 } else {
-                    (y * width / height, y)
+                    (y.saturating_mul(width) / height, y)
                 };
                 truncate_latent = (
                     upscale.0.saturating_sub(x) / 8,
@@ -74,6 +90,15 @@ impl HiresTarget {
             truncate_latent,
         }
     }
+}
+
+/// `(width, height)` that a job's pictures are enlarged to before anything is cut away; `None` without
+/// hires fix, and where the job will say that its sizes make no picture.
+#[must_use]
+pub fn hires_upscale_px(params: &GenerationParams) -> Option<(usize, usize)> {
+    let hires = params.hires.as_ref()?;
+    let target = HiresTarget::of_job(params, hires).ok()?;
+    Some(target.upscale_px)
 }
 
 /// Python's `int(size * scale)`; 0 for a scale that is negative or no number.

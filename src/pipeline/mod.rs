@@ -37,6 +37,7 @@ pub use faces::{
     restore_faces,
 };
 pub use generate::generate;
+pub use hires_target::hires_upscale_px;
 pub use model::{
     Cause, Family, Model, ModelProvider, ModelRequest, NetworkKind, Posterior, Prediction, Vae,
 };

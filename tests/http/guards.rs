@@ -27,7 +27,7 @@ async fn every_limit_is_told_with_the_flag_that_changes_it() {
         "--max-prompt-length",
         "10",
     ]);
-    let cases: [(Value, &str); 9] = [
+    let cases: [(Value, &str); 11] = [
         (
             json!({"seed_resize_from_w": 4096, "seed_resize_from_h": 4096}),
             "--max-megapixels",
@@ -43,6 +43,15 @@ async fn every_limit_is_told_with_the_flag_that_changes_it() {
         ),
         (
             json!({"enable_hr": true, "hr_resize_x": 4096}),
+            "--max-megapixels",
+        ),
+        // Enlarged to 4096x4096, of which a strip is kept.
+        (
+            json!({"enable_hr": true, "hr_resize_x": 4096, "hr_resize_y": 8}),
+            "--max-megapixels",
+        ),
+        (
+            json!({"enable_hr": true, "hr_resize_y": i64::MAX}),
             "--max-megapixels",
         ),
         (json!({"steps": 51}), "--max-steps"),
