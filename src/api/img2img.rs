@@ -1,11 +1,9 @@
 //! From the fields of `POST /sdapi/v1/img2img` to pipeline parameters.
 
-use serde_json::{Map, Number, Value};
+use serde_json::{Number, Value};
 
-use super::dynamic_prompts;
 use super::infotext_field::{Target, apply_infotext};
-use super::resolve::common_params;
-use super::scripts::{check_alwayson, chosen_script};
+use super::resolve::{CommonPart, read_common};
 use super::{ApiError, Body, ResolveContext, Resolved};
 use crate::config::Options;
 use crate::pipeline::{Img2ImgParams, SoftInpaintingParams};
@@ -20,20 +18,12 @@ pub fn resolve_img2img(mut body: Body, context: &ResolveContext<'_>) -> Result<R
         return Err(ApiError::http(404, "Init image not found"));
     }
     apply_infotext(&mut body, context, Target::Img2Img)?;
-    let script = chosen_script(Tab::Img2Img, &body, context)?;
-    let arguments = match body.object("alwayson_scripts") {
-        Some(entries) => check_alwayson(Tab::Img2Img, entries, &context.dynamic_prompts)?,
-        None => Map::new(),
-    };
-    let mut ignored_overrides = Vec::new();
-    let mut params = common_params(&mut body, context, &mut ignored_overrides)?;
-    dynamic_prompts::set(
-        &mut params,
-        &body,
-        context,
-        &arguments,
-        &mut ignored_overrides,
-    )?;
+    let CommonPart {
+        script,
+        arguments,
+        mut params,
+        ignored_overrides,
+    } = read_common(Tab::Img2Img, &mut body, context)?;
     params.img2img = Some(img2img(&body, &context.options));
     params.soft_inpainting = arguments.get("soft inpainting").and_then(soft_inpainting);
     let init_images = body.list("init_images").to_vec();

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::dynamic_prompts;
+use super::scripts::{check_alwayson, chosen_script};
 use super::{ApiError, Body, DynamicPromptsSetting, PictureAccess};
 use crate::config::{Options, Settings};
 use crate::pipeline::{GenerationParams, PictureLists, PictureSaver, Saving, noise_source};
-use crate::scripts::ScriptCall;
+use crate::scripts::{ScriptCall, Tab};
 
 /// Knows the aliases of checkpoints.
 pub trait CheckpointNames: Send + Sync {
@@ -113,9 +115,49 @@ const SIDE_LIMIT_PX: i64 = 16_384;
 const STEP_LIMIT: i64 = 10_000;
 const BATCH_LIMIT: i64 = 1_000;
 
+/// What both endpoints read alike.
+pub(super) struct CommonPart {
+    pub script: Option<ScriptCall>,
+    /// Arguments of always-on scripts, by lower-case title.
+    pub arguments: Map<String, Value>,
+    pub params: GenerationParams,
+    pub ignored_overrides: Vec<String>,
+}
+
+/// Reads the scripts and the fields that both endpoints have, in the order in which A1111 checks them.
+///
+/// # Errors
+/// A1111's answer to an unknown script or an unusable value.
+pub(super) fn read_common(
+    tab: Tab,
+    body: &mut Body,
+    context: &ResolveContext<'_>,
+) -> Result<CommonPart, ApiError> {
+    let script = chosen_script(tab, body, context)?;
+    let arguments = match body.object("alwayson_scripts") {
+        Some(entries) => check_alwayson(tab, entries, &context.dynamic_prompts)?,
+        None => Map::new(),
+    };
+    let mut ignored_overrides = Vec::new();
+    let mut params = common_params(body, context, &mut ignored_overrides)?;
+    dynamic_prompts::set(
+        &mut params,
+        body,
+        context,
+        &arguments,
+        &mut ignored_overrides,
+    )?;
+    Ok(CommonPart {
+        script,
+        arguments,
+        params,
+        ignored_overrides,
+    })
+}
+
 /// The fields of a job that both endpoints have. `sampler` and `scheduler` must be set by
 /// [`super::choose_sampler`] before.
-pub(super) fn common_params(
+fn common_params(
     body: &mut Body,
     context: &ResolveContext<'_>,
     ignored: &mut Vec<String>,

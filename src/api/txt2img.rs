@@ -1,11 +1,9 @@
 //! From the fields of `POST /sdapi/v1/txt2img` to pipeline parameters.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::dynamic_prompts;
 use super::infotext_field::{Target, apply_infotext};
-use super::resolve::common_params;
-use super::scripts::{check_alwayson, chosen_script};
+use super::resolve::{CommonPart, read_common};
 use super::{ApiError, Body, ResolveContext, Resolved};
 use crate::pipeline::HiresParams;
 use crate::scripts::Tab;
@@ -16,20 +14,12 @@ use crate::scripts::Tab;
 /// A1111's answer to an unknown script or an unusable value.
 pub fn resolve_txt2img(mut body: Body, context: &ResolveContext<'_>) -> Result<Resolved, ApiError> {
     apply_infotext(&mut body, context, Target::Txt2Img)?;
-    let script = chosen_script(Tab::Txt2Img, &body, context)?;
-    let arguments = match body.object("alwayson_scripts") {
-        Some(entries) => check_alwayson(Tab::Txt2Img, entries, &context.dynamic_prompts)?,
-        None => Map::new(),
-    };
-    let mut ignored_overrides = Vec::new();
-    let mut params = common_params(&mut body, context, &mut ignored_overrides)?;
-    dynamic_prompts::set(
-        &mut params,
-        &body,
-        context,
-        &arguments,
-        &mut ignored_overrides,
-    )?;
+    let CommonPart {
+        script,
+        mut params,
+        ignored_overrides,
+        ..
+    } = read_common(Tab::Txt2Img, &mut body, context)?;
     if body.bool("enable_hr") {
         params.hires = Some(hires(&body));
     }

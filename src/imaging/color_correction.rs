@@ -6,6 +6,7 @@
 
 use image::RgbImage;
 
+use super::interpolation::interpolated;
 use super::lab::{lab_of_rgb, rgb_of_lab};
 
 /// What colour correction keeps of the original picture.
@@ -78,20 +79,6 @@ fn cumulated(counts: &[u64; 256]) -> Vec<f64> {
         sum as f64 / total as f64
     };
     counts.iter().map(share).collect()
-}
-
-/// numpy's `interp` over points whose first components rise.
-fn interpolated(points: &[(f64, f64)], x: f64) -> f64 {
-    let above = points.partition_point(|&(known, _)| known <= x);
-    match (
-        above.checked_sub(1).map(|below| points[below]),
-        points.get(above),
-    ) {
-        (None, Some(&(_, first))) => first,
-        (Some((x0, y0)), Some(&(x1, y1))) => (y1 - y0) / (x1 - x0) * (x - x0) + y0,
-        (Some((_, last)), None) => last,
-        (None, None) => 0.0,
-    }
 }
 
 fn luminosity(colour: [f64; 3]) -> f64 {

@@ -8,6 +8,8 @@ use std::f64::consts::PI;
 
 use image::{GrayImage, RgbImage};
 
+use super::interpolation::interpolated;
+
 /// A complex number.
 type Complex = (f64, f64);
 
@@ -216,20 +218,6 @@ fn match_histogram(plane: &mut [f64], drawn: &[usize], template: &[f64], known: 
             plane[index] = matched;
         }
         start += equal;
-    }
-}
-
-/// numpy's `interp`.
-fn interpolated(steps: &[(f64, f64)], share: f64) -> f64 {
-    let above = steps.partition_point(|&(known, _)| known <= share);
-    match (
-        above.checked_sub(1).map(|below| steps[below]),
-        steps.get(above),
-    ) {
-        (Some((x0, y0)), Some(&(x1, y1))) => (y1 - y0) / (x1 - x0) * (share - x0) + y0,
-        (None, Some(&(_, first))) => first,
-        (Some((_, last)), None) => last,
-        (None, None) => 0.0,
     }
 }
 

@@ -15,6 +15,7 @@ mod gaussian_blur;
 mod gif_info;
 mod grid;
 mod init_image;
+mod interpolation;
 mod jpeg_info;
 mod lab;
 mod lanczos4;

@@ -117,8 +117,8 @@ impl Board {
     #[must_use]
     pub fn new(terminal_bars: bool) -> Self {
         Self {
-            inner: Mutex::new(Inner {
-                state: StateFields {
+            inner: Mutex::new(Inner::new(
+                StateFields {
                     skipped: false,
                     interrupted: false,
                     stopping_generation: false,
@@ -129,19 +129,12 @@ impl Board {
                     sampling_step: 0,
                     sampling_steps: 0,
                 },
-                begin: Instant::now(),
-                step_begin: Instant::now(),
-                text: None,
-                latest: None,
-                preview: None,
-                preview_id: 0,
-                preview_step: 0,
-                preview_options: PreviewOptions {
+                PreviewOptions {
                     enabled: true,
                     every_steps: 10,
                     grid: true,
                 },
-            }),
+            )),
             stop: StopSlot::default(),
             terminal: Arc::new(Terminal::new(terminal_bars)),
             meter: Meter::default(),
@@ -159,8 +152,8 @@ impl Board {
     pub(super) fn following(&self, job: &str, task: Option<String>, meter: Meter) -> Self {
         let previous = self.inner.lock();
         Self {
-            inner: Mutex::new(Inner {
-                state: StateFields {
+            inner: Mutex::new(Inner::new(
+                StateFields {
                     skipped: false,
                     interrupted: false,
                     stopping_generation: false,
@@ -171,15 +164,8 @@ impl Board {
                     sampling_step: 0,
                     sampling_steps: previous.state.sampling_steps,
                 },
-                begin: Instant::now(),
-                step_begin: Instant::now(),
-                text: None,
-                latest: None,
-                preview: None,
-                preview_id: 0,
-                preview_step: 0,
-                preview_options: previous.preview_options,
-            }),
+                previous.preview_options,
+            )),
             stop: StopSlot::default(),
             terminal: Arc::clone(&self.terminal),
             meter,
@@ -296,6 +282,20 @@ impl TaskProgress {
 }
 
 impl Inner {
+    fn new(state: StateFields, preview_options: PreviewOptions) -> Self {
+        Self {
+            state,
+            begin: Instant::now(),
+            step_begin: Instant::now(),
+            text: None,
+            latest: None,
+            preview: None,
+            preview_id: 0,
+            preview_step: 0,
+            preview_options,
+        }
+    }
+
     /// A1111's arithmetic, uncapped: with a job count of -1 the second term is negative.
     fn fraction(&self) -> f64 {
         let state = &self.state;

@@ -89,8 +89,6 @@ pub struct JobView {
     pub job: &'static str,
     pub client: String,
     pub whereabouts: Whereabouts,
-    /// Seconds since it was submitted.
-    pub age_s: f64,
 }
 
 /// What [`Jobs::cancel`] met.
@@ -142,7 +140,6 @@ struct Entry {
 struct Running {
     number: u64,
     ticket: Ticket,
-    submitted: Instant,
     begun: Instant,
     board: Arc<Board>,
 }
@@ -281,7 +278,7 @@ impl Jobs {
         let running = queue
             .running
             .iter()
-            .filter_map(|job| view(&job.ticket, job.submitted, Whereabouts::Running));
+            .filter_map(|job| view(&job.ticket, Whereabouts::Running));
         let waiting = queue
             .turns()
             .into_iter()
@@ -289,7 +286,7 @@ impl Jobs {
             .filter_map(|(ahead, index)| {
                 let entry = &queue.waiting[index];
                 let whereabouts = Whereabouts::Waiting { ahead };
-                view(&entry.ticket, entry.submitted, whereabouts)
+                view(&entry.ticket, whereabouts)
             });
         running.chain(waiting).collect()
     }
@@ -500,13 +497,12 @@ impl Queue {
     }
 }
 
-fn view(ticket: &Ticket, submitted: Instant, whereabouts: Whereabouts) -> Option<JobView> {
+fn view(ticket: &Ticket, whereabouts: Whereabouts) -> Option<JobView> {
     Some(JobView {
         task: ticket.task.clone()?,
         job: ticket.job?,
         client: ticket.client.clone(),
         whereabouts,
-        age_s: submitted.elapsed().as_secs_f64(),
     })
 }
 
@@ -586,7 +582,6 @@ fn next_job(shared: &Shared) -> Option<(u64, Arc<Board>, Work)> {
             queue.running.push(Running {
                 number: entry.number,
                 ticket: entry.ticket,
-                submitted: entry.submitted,
                 begun: Instant::now(),
                 board: Arc::clone(&board),
             });
@@ -713,6 +708,19 @@ mod tests {
         hold
     }
 
+    /// Starts a job called `late` behind a running one, and waits until it waits.
+    async fn wait_in_line(
+        jobs: &Arc<Jobs>,
+    ) -> tokio::task::JoinHandle<Result<Result<(), ()>, JobError>> {
+        let for_task = Arc::clone(jobs);
+        let waiting =
+            tokio::spawn(async move { for_task.run(ticket("late"), |_| Ok::<_, ()>(())).await });
+        while jobs.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        waiting
+    }
+
     #[test]
     fn a_caller_who_leaves_frees_the_place() {
         let jobs = Arc::new(Jobs::start(QueueLimits::default(), false));
@@ -818,14 +826,7 @@ mod tests {
         let jobs = Arc::new(Jobs::start(QueueLimits::default(), false));
         runtime().block_on(async {
             let hold = block(&jobs).await;
-            let for_task = Arc::clone(&jobs);
-            let waiting =
-                tokio::spawn(
-                    async move { for_task.run(ticket("late"), |_| Ok::<_, ()>(())).await },
-                );
-            while jobs.waiting() == 0 {
-                tokio::task::yield_now().await;
-            }
+            let waiting = wait_in_line(&jobs).await;
             assert_eq!(jobs.cancel("late"), Cancelled::Waiting);
             let error = waiting.await.expect("joined").unwrap_err();
             assert!(matches!(error, JobError::Cancelled));
@@ -928,14 +929,7 @@ mod tests {
         let jobs = Arc::new(Jobs::start(QueueLimits::default(), false));
         runtime().block_on(async {
             let hold = block(&jobs).await;
-            let for_task = Arc::clone(&jobs);
-            let waiting =
-                tokio::spawn(
-                    async move { for_task.run(ticket("late"), |_| Ok::<_, ()>(())).await },
-                );
-            while jobs.waiting() == 0 {
-                tokio::task::yield_now().await;
-            }
+            let waiting = wait_in_line(&jobs).await;
             jobs.close();
             let refused = waiting.await.expect("joined").unwrap_err();
             assert!(matches!(refused, JobError::ShuttingDown));

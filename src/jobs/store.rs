@@ -394,12 +394,9 @@ pub fn now_ms() -> u64 {
 /// Ids come from clients: only their digest becomes a file name.
 fn file_stem(id: &str) -> String {
     use sha2::{Digest, Sha256};
-    let digest = Sha256::digest(id.as_bytes());
-    digest[..16].iter().fold(String::new(), |mut text, byte| {
-        use std::fmt::Write as _;
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    let mut stem = format!("{:x}", Sha256::digest(id.as_bytes()));
+    stem.truncate(32);
+    stem
 }
 
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {

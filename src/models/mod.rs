@@ -9,6 +9,7 @@ mod checkpoint;
 mod embeddings;
 mod export;
 mod faces;
+mod file_cache;
 pub mod graphs;
 mod hypernetwork;
 pub mod lora;

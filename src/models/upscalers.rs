@@ -4,15 +4,15 @@
 //! Follows A1111's way with a picture: B, G, R order, 0..1 computed in double precision, tiles from
 //! `imaging`, and rounding (half to even) instead of cutting on the way back.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use image::{Rgb, RgbImage};
 use ndarray::{Array4, ArrayD};
-use parking_lot::Mutex;
 
 use super::checkpoint::{LoadError, load_built, open_weights};
+use super::file_cache::FileCache;
 use super::graphs::{BuildOptions, UpscalerShape, Weights, upscaler};
 use crate::catalogue::{REALESRGAN_MODELS, UpscalerList};
 use crate::imaging::upscale_tiled;
@@ -26,14 +26,7 @@ const KEPT: usize = 3;
 pub struct UpscalerNetworks {
     runtime: Runtime,
     list: UpscalerList,
-    /// Most recently used last. Held while loading, so that a network is loaded once.
-    loaded: Mutex<Vec<Loaded>>,
-}
-
-struct Loaded {
-    path: PathBuf,
-    modified: Option<SystemTime>,
-    network: Arc<GraphUpscaler>,
+    loaded: FileCache<GraphUpscaler>,
 }
 
 impl UpscalerNetworks {
@@ -42,47 +35,27 @@ impl UpscalerNetworks {
         Self {
             runtime,
             list,
-            loaded: Mutex::default(),
+            loaded: FileCache::new(KEPT),
         }
     }
 
     /// Forgets the loaded networks; jobs that run keep theirs.
     pub fn unload_all(&self) {
-        self.loaded.lock().clear();
+        self.loaded.clear();
     }
 
     fn network(&self, path: &Path) -> Result<Arc<GraphUpscaler>, LoadError> {
-        let modified = fs_err::metadata(path)
-            .and_then(|metadata| metadata.modified())
-            .ok();
-        let mut loaded = self.loaded.lock();
-        let known = loaded
-            .iter()
-            .position(|entry| entry.path == path && entry.modified == modified);
-        if let Some(at) = known {
-            let entry = loaded.remove(at);
-            let network = Arc::clone(&entry.network);
-            loaded.push(entry);
-            return Ok(network);
-        }
-        let begin = Instant::now();
-        let network = Arc::new(GraphUpscaler::open(&self.runtime, path)?);
-        tracing::info!(
-            path = %path.display(),
-            scale = network.shape.scale,
-            elapsed_ms = begin.elapsed().as_millis() as u64,
-            "upscaler loaded"
-        );
-        loaded.retain(|entry| entry.path != path);
-        loaded.push(Loaded {
-            path: path.to_owned(),
-            modified,
-            network: Arc::clone(&network),
-        });
-        if loaded.len() > KEPT {
-            loaded.remove(0);
-        }
-        Ok(network)
+        self.loaded.get_or_load(path, || {
+            let begin = Instant::now();
+            let network = Arc::new(GraphUpscaler::open(&self.runtime, path)?);
+            tracing::info!(
+                path = %path.display(),
+                scale = network.shape.scale,
+                elapsed_ms = begin.elapsed().as_millis() as u64,
+                "upscaler loaded"
+            );
+            Ok(network)
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Submitting, carrying out and resuming kept jobs.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use actix_web::web;
 use serde_json::{Map, Value};
@@ -267,31 +267,20 @@ fn end(server: &web::Data<Server>, id: &str, result: Result<Value, ApiError>, in
         let text = answer.to_string();
         store.write_result(id, text.as_bytes()).map_err(store_error)
     });
-    let ended = store.update(id, |record| {
-        record.ended_ms = Some(now_ms());
-        match &result {
-            Ok(()) => {
-                record.has_result = true;
-                record.state = if interrupted {
-                    KeptState::Cancelled
-                } else {
-                    KeptState::Done
-                };
-            }
-            Err(error) => {
-                record.error = Some((error.status(), error.body()));
-                record.state = KeptState::Failed;
-            }
+    settle(server, store, id, |record| match &result {
+        Ok(()) => {
+            record.has_result = true;
+            record.state = if interrupted {
+                KeptState::Cancelled
+            } else {
+                KeptState::Done
+            };
+        }
+        Err(error) => {
+            record.error = Some((error.status(), error.body()));
+            record.state = KeptState::Failed;
         }
     });
-    match ended {
-        Ok(Some(record)) => {
-            store.discard_body(id);
-            webhook::tell(server, &record);
-        }
-        Ok(None) => {}
-        Err(error) => tracing::error!(job = id, %error, "the end of the job is not noted"),
-    }
     sweep(server);
 }
 
@@ -300,11 +289,18 @@ pub(super) fn note_cancelled(server: &web::Data<Server>, id: &str) {
     let Some(store) = server.kept.store() else {
         return;
     };
-    let noted = store.update(id, |record| {
+    settle(server, store, id, |record| {
         record.state = KeptState::Cancelled;
-        record.ended_ms = Some(now_ms());
     });
-    match noted {
+}
+
+/// Notes how a job ended, and tells whoever asked to be told.
+fn settle(server: &web::Data<Server>, store: &Store, id: &str, note: impl FnOnce(&mut Record)) {
+    let settled = store.update(id, |record| {
+        record.ended_ms = Some(now_ms());
+        note(record);
+    });
+    match settled {
         Ok(Some(record)) => {
             store.discard_body(id);
             webhook::tell(server, &record);
@@ -331,9 +327,4 @@ fn sweep(server: &Server) {
     if let Err(error) = store.forget_older_than(server.config.queue.keep_results_s) {
         tracing::warn!(%error, "old results stay");
     }
-}
-
-/// The server behind shared state, for threads that outlive a request.
-pub(super) fn shared(server: &web::Data<Server>) -> Arc<Server> {
-    server.clone().into_inner()
 }

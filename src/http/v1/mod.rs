@@ -48,7 +48,7 @@ pub(super) async fn submit(
     } else {
         StatusCode::ACCEPTED
     };
-    let body = view::of_record(&server, &record);
+    let body = view::of_record(&server, &record, &server.jobs.list());
     Ok(HttpResponse::build(status)
         .insert_header((LOCATION, view::path_of(&record.id)))
         .insert_header(("x-job-id", record.id))
@@ -70,14 +70,14 @@ pub(super) async fn list(server: web::Data<Server>, request: HttpRequest) -> Ans
     {
         let record = records.iter().find(|record| record.id == job.task);
         jobs.push(match record {
-            Some(record) => view::of_record(&server, record),
+            Some(record) => view::of_record(&server, record, &queued),
             None => view::of_job(&server, job),
         });
     }
     for record in records.iter().rev() {
         let shown = queued.iter().any(|job| job.task == record.id);
         if !shown && may_see(&server, &request, &record.client) {
-            jobs.push(view::of_record(&server, record));
+            jobs.push(view::of_record(&server, record, &queued));
         }
     }
     Ok(json_answer(&json!({"jobs": jobs})))

@@ -32,19 +32,18 @@ pub(super) fn of_id(
     request: &HttpRequest,
     id: &str,
 ) -> Result<Option<Value>, ApiError> {
-    if let Some(record) = find(server, request, id)? {
-        return Ok(Some(of_record(server, &record)));
-    }
     let jobs = server.jobs.list();
+    if let Some(record) = find(server, request, id)? {
+        return Ok(Some(of_record(server, &record, &jobs)));
+    }
     let job = jobs.iter().find(|job| job.task == id);
     Ok(job
         .filter(|job| may_see(server, request, &job.client))
         .map(|job| of_job(server, job)))
 }
 
-/// A kept job.
-pub(super) fn of_record(server: &Server, record: &Record) -> Value {
-    let jobs = server.jobs.list();
+/// A kept job; `jobs` are those of the queue.
+pub(super) fn of_record(server: &Server, record: &Record, jobs: &[JobView]) -> Value {
     let job = jobs.iter().find(|job| job.task == record.id);
     let mut view = fields(
         server,

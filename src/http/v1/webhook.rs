@@ -7,7 +7,7 @@ use hmac::{Hmac, Mac as _};
 use serde_json::Value;
 use sha2::Sha256;
 
-use super::{kept, view};
+use super::view;
 use crate::api::ApiError;
 use crate::config::WebhookConfig;
 use crate::http::Server;
@@ -62,8 +62,8 @@ pub(super) fn tell(server: &web::Data<Server>, record: &Record) {
         return;
     };
     let (url, id) = (hook.url.clone(), record.id.clone());
-    let body = view::of_record(server, record).to_string();
-    let shared = kept::shared(server);
+    let body = view::of_record(server, record, &server.jobs.list()).to_string();
+    let shared = server.clone();
     let spawned = std::thread::Builder::new()
         .name("webhook".to_owned())
         .spawn(move || {
@@ -113,18 +113,13 @@ fn deliver(url: &str, body: &str, secret: &str) {
 
 /// `sha256=` and the hexadecimal HMAC-SHA256 of timestamp, a dot and the body.
 fn signature(secret: &str, stamp: &str, body: &str) -> String {
-    use std::fmt::Write as _;
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(secret.as_bytes()) else {
         return String::new();
     };
     mac.update(stamp.as_bytes());
     mac.update(b".");
     mac.update(body.as_bytes());
-    let digest = mac.finalize().into_bytes();
-    digest.iter().fold("sha256=".to_owned(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    format!("sha256={:x}", mac.finalize().into_bytes())
 }
 
 #[cfg(test)]

@@ -3,17 +3,17 @@
 
 mod detection;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use image::{GrayImage, Luma, RgbImage};
 use ndarray::{Array1, Array4, ArrayD, Axis, Ix3, Ix4};
-use parking_lot::Mutex;
 
 pub use detection::{DetectedFace, detected_faces};
 
 use super::checkpoint::{LoadError, load_built, open_weights};
+use super::file_cache::FileCache;
 use super::graphs::{
     BuildError, BuiltGraph, FaceShape, Weights, codeformer, gfpgan, parsenet, retinaface,
 };
@@ -33,14 +33,7 @@ const TRAINING_MEAN: [f32; 3] = [104.0, 117.0, 123.0];
 pub struct FaceRestorers {
     runtime: Runtime,
     files: FaceFiles,
-    /// Held while loading, so that a network is loaded once.
-    loaded: Mutex<Vec<Loaded>>,
-}
-
-struct Loaded {
-    path: PathBuf,
-    modified: Option<SystemTime>,
-    graph: Arc<Graph>,
+    loaded: FileCache<Graph>,
 }
 
 impl FaceRestorers {
@@ -49,13 +42,13 @@ impl FaceRestorers {
         Self {
             runtime,
             files,
-            loaded: Mutex::default(),
+            loaded: FileCache::new(usize::MAX),
         }
     }
 
     /// Forgets the loaded networks; jobs that run keep theirs.
     pub fn unload_all(&self) {
-        self.loaded.lock().clear();
+        self.loaded.clear();
     }
 
     fn graph(&self, file: FaceFile) -> Result<Arc<Graph>, Cause> {
@@ -67,30 +60,16 @@ impl FaceRestorers {
             };
             format!("the file {name} is not in {folder}")
         })?;
-        let modified = fs_err::metadata(&path)
-            .and_then(|metadata| metadata.modified())
-            .ok();
-        let mut loaded = self.loaded.lock();
-        let known = loaded
-            .iter()
-            .find(|entry| entry.path == path && entry.modified == modified);
-        if let Some(known) = known {
-            return Ok(Arc::clone(&known.graph));
-        }
-        let begin = Instant::now();
-        let graph = load(&self.runtime, file, &path)?;
-        tracing::info!(
-            path = %path.display(),
-            elapsed_ms = begin.elapsed().as_millis() as u64,
-            "face network loaded"
-        );
-        loaded.retain(|entry| entry.path != path);
-        loaded.push(Loaded {
-            path,
-            modified,
-            graph: Arc::clone(&graph),
-        });
-        Ok(graph)
+        Ok(self.loaded.get_or_load(&path, || {
+            let begin = Instant::now();
+            let graph = load(&self.runtime, file, &path)?;
+            tracing::info!(
+                path = %path.display(),
+                elapsed_ms = begin.elapsed().as_millis() as u64,
+                "face network loaded"
+            );
+            Ok::<_, LoadError>(graph)
+        })?)
     }
 }
 
