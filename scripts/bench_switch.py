@@ -9,7 +9,6 @@ the warm-up and at the end. The exit status is 1 where memory grew by more than 
 """
 
 import argparse
-import http.client
 import json
 import shutil
 import statistics
@@ -18,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from server_process import ServerProcess
+from server_process import ServerProcess, call
 
 GROWTH_LIMIT = 0.05
 WARM_UP_ROUNDS = 5
@@ -39,13 +38,9 @@ def draw(port: int, checkpoint: str) -> float:
         "override_settings_restore_afterwards": False,
     }
     begin = time.monotonic()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-    connection.request("POST", "/sdapi/v1/txt2img", json.dumps(body), {"Content-Type": "application/json"})
-    answer = connection.getresponse()
-    text = answer.read()
-    connection.close()
-    if answer.status != 200 or not json.loads(text)["images"]:
-        raise RuntimeError(f"{checkpoint}: {answer.status} {text[:300]!r}")
+    status, text = call(port, "POST", "/sdapi/v1/txt2img", body, timeout=600)
+    if status != 200 or not json.loads(text)["images"]:
+        raise RuntimeError(f"{checkpoint}: {status} {text[:300]!r}")
     used = json.loads(json.loads(text)["info"])["sd_model_name"]
     if used != Path(checkpoint).stem:
         raise RuntimeError(f"{checkpoint} is not in the folder; the picture was drawn with {used}")

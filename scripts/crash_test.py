@@ -18,22 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from server_process import ServerProcess
+from server_process import ServerProcess, call
 
 PNG_END = b"IEND\xaeB`\x82"
 DRAIN_LIMIT_S = 600.0
-
-
-def call(port: int, method: str, path: str, body: object = None) -> tuple[int, bytes]:
-    """One request over its own connection."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        data = None if body is None else json.dumps(body)
-        connection.request(method, path, data, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
 
 
 def submit(port: int, number: int) -> str | None:
@@ -48,7 +36,7 @@ def submit(port: int, number: int) -> str | None:
         "save_images": True,
     }
     try:
-        status, data = call(port, "POST", "/v1/jobs/txt2img", body)
+        status, data = call(port, "POST", "/v1/jobs/txt2img", body, timeout=30)
     except (OSError, http.client.HTTPException):
         return None
     return json.loads(data)["links"]["self"] if status == 202 else None
@@ -61,7 +49,7 @@ def faults_of(port: int, promised: list[str], data: Path) -> tuple[list[str], in
     deadline = time.monotonic() + DRAIN_LIMIT_S
     for job in promised:
         while True:
-            status, answer = call(port, "GET", job)
+            status, answer = call(port, "GET", job, timeout=30)
             state = json.loads(answer).get("state") if status == 200 else None
             if state not in ("queued", "running") or time.monotonic() > deadline:
                 break
@@ -72,7 +60,7 @@ def faults_of(port: int, promised: list[str], data: Path) -> tuple[list[str], in
         if state != "done":
             faults.append(f"{job} is {state} ({status}): {answer[:200]!r}")
             continue
-        status, answer = call(port, "GET", f"{job}/result")
+        status, answer = call(port, "GET", f"{job}/result", timeout=30)
         if status != 200 or not base64.b64decode(json.loads(answer)["images"][0]).endswith(PNG_END):
             faults.append(f"the result of {job} is not whole")
     for path in data.rglob("*"):

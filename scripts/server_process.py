@@ -1,6 +1,7 @@
 """A server process on a free port, for scripts that put it under load or kill it."""
 
 import http.client
+import json
 import socket
 import subprocess
 import time
@@ -15,6 +16,18 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def call(port: int, method: str, path: str, body: object = None, timeout: float = 300.0) -> tuple[int, bytes]:
+    """Status and body of the answer to one request over its own connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        data = None if body is None else json.dumps(body)
+        connection.request(method, path, data, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
 
 
 class ServerProcess:

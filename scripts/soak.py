@@ -20,7 +20,7 @@ import threading
 import time
 from pathlib import Path
 
-from server_process import ServerProcess
+from server_process import ServerProcess, call
 
 WARM_UP_SHARE = 0.2
 GROWTH_LIMIT = 0.05
@@ -47,18 +47,6 @@ class Tally:
     def picture(self, seed: int, digest: str) -> None:
         with self.lock:
             self.pictures.setdefault(seed, set()).add(digest)
-
-
-def call(port: int, method: str, path: str, body: object = None, timeout: float = 300.0) -> tuple[int, bytes]:
-    """One request over its own connection."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-    try:
-        data = None if body is None else json.dumps(body)
-        connection.request(method, path, data, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
 
 
 def draw(port: int, rng: random.Random, tally: Tally) -> None:

@@ -3,10 +3,12 @@
 
 #[path = "support/golden_models.rs"]
 mod golden_models;
+#[path = "support/onnx_runtime.rs"]
+mod onnx_runtime;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use ancestral::catalogue::{Catalogue, CatalogueConfig};
@@ -17,7 +19,6 @@ use ancestral::conditioning::{
 use ancestral::models::{Provider, ProviderConfig};
 use ancestral::pipeline::{Model, ModelProvider, ModelRequest};
 use ancestral::prompt::PassSteps;
-use ancestral::runtime::{LibrarySearch, Runtime, RuntimeOptions, find_library};
 use ndarray::{Array1, Array2, ArrayD};
 use ndarray_npy::NpzReader;
 use serde_json::{Map, Value};
@@ -43,13 +44,7 @@ fn model(name: &str) -> Arc<Model> {
         golden_models::write_data_folder(folder.path(), &root().join("compat-tests/golden/models"));
         folder
     });
-    let search = LibrarySearch {
-        explicit: std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from),
-        data_dir: root().to_path_buf(),
-        python_prefixes: Vec::new(),
-    };
-    let library = find_library(&search).expect("scripts/fetch_runtime has fetched the library");
-    let runtime = Runtime::load(&library, RuntimeOptions::default()).unwrap();
+    let runtime = onnx_runtime::runtime();
     let models = folder.path().join("models");
     let catalogue = Catalogue::new(CatalogueConfig {
         models_dir: models.clone(),

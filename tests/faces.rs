@@ -1,6 +1,9 @@
 //! Face restoration against torch and facexlib (`scripts/golden_faces.py`): each network with few channels, the
 //! detector, and the way of a picture with two faces. Weights and pictures come from the script's formula.
 
+#[path = "support/onnx_runtime.rs"]
+mod onnx_runtime;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,11 +14,10 @@ use ancestral::models::{FaceRestorers, find_faces};
 use ancestral::pipeline::{
     Cause, FaceModel, FaceNetworkProvider, FaceNetworks, Landmarks, restore_faces,
 };
-use ancestral::runtime::{
-    Graph, GraphSource, LibrarySearch, Runtime, RuntimeOptions, find_library,
-};
+use ancestral::runtime::{Graph, GraphSource, Runtime};
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use ndarray::{Array1, ArrayD};
+use onnx_runtime::runtime;
 use serde_json::{Value, json};
 
 fn golden() -> PathBuf {
@@ -29,16 +31,6 @@ fn document(name: &str) -> Value {
 
 fn recorded_picture(name: &str) -> RgbImage {
     image::open(golden().join(name)).unwrap().to_rgb8()
-}
-
-fn runtime() -> Runtime {
-    let search = LibrarySearch {
-        explicit: std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from),
-        data_dir: PathBuf::from(env!("CARGO_MANIFEST_DIR")),
-        python_prefixes: Vec::new(),
-    };
-    let library = find_library(&search).expect("scripts/fetch_runtime has fetched the library");
-    Runtime::load(&library, RuntimeOptions::default()).unwrap()
 }
 
 // ---- the script's formula -----------------------------------------------------------------------

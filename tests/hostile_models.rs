@@ -5,6 +5,8 @@
 mod golden_models;
 #[path = "support/mutations.rs"]
 mod mutations;
+#[path = "support/onnx_runtime.rs"]
+mod onnx_runtime;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,21 +16,11 @@ use std::sync::Arc;
 use ancestral::catalogue::{Catalogue, CatalogueConfig, TensorFile, TorchFile, read_embedding};
 use ancestral::models::{CheckpointPlan, Provider, ProviderConfig};
 use ancestral::pipeline::{ModelProvider as _, ModelRequest};
-use ancestral::runtime::{LibrarySearch, Runtime, RuntimeOptions, find_library};
 use mutations::{Random, mutated, mutated_picture};
+use onnx_runtime::runtime;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn runtime() -> Runtime {
-    let search = LibrarySearch {
-        explicit: std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from),
-        data_dir: root(),
-        python_prefixes: Vec::new(),
-    };
-    let library = find_library(&search).expect("scripts/fetch_runtime has fetched the library");
-    Runtime::load(&library, RuntimeOptions::default()).unwrap()
 }
 
 fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {

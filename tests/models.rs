@@ -3,6 +3,8 @@
 
 #[path = "support/golden_models.rs"]
 mod golden_models;
+#[path = "support/onnx_runtime.rs"]
+mod onnx_runtime;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -14,12 +16,11 @@ use ancestral::models::graphs::{BuildOptions, Heads, UnetShape, VectorInput, Wei
 use ancestral::models::{GraphUnet, Provider, ProviderConfig};
 use ancestral::pipeline::{Family, Model, ModelProvider, ModelRequest, Prediction};
 use ancestral::prompt::{HypernetworkTag, LoraTag, PromptNetworks};
-use ancestral::runtime::{
-    Graph, GraphSource, LibrarySearch, Runtime, RuntimeOptions, find_library,
-};
+use ancestral::runtime::{Graph, GraphSource};
 use ancestral::sampling::{Unet as _, UnetInput};
 use ndarray::{Array, Array2, Array3, Array4, ArrayD, Axis, Dimension, concatenate, s};
 use ndarray_npy::NpzReader;
+use onnx_runtime::runtime;
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("compat-tests/golden")
@@ -40,16 +41,6 @@ fn data_folder() -> &'static Path {
             folder
         })
         .path()
-}
-
-fn runtime() -> Runtime {
-    let search = LibrarySearch {
-        explicit: std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from),
-        data_dir: PathBuf::from(env!("CARGO_MANIFEST_DIR")),
-        python_prefixes: Vec::new(),
-    };
-    let library = find_library(&search).expect("scripts/fetch_runtime has fetched the library");
-    Runtime::load(&library, RuntimeOptions::default()).unwrap()
 }
 
 fn provider(extra: &[PathBuf]) -> Provider {

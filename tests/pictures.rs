@@ -3,13 +3,15 @@
 
 #[path = "support/golden_models.rs"]
 mod golden_models;
+#[path = "support/onnx_runtime.rs"]
+mod onnx_runtime;
 #[path = "support/stuck_models.rs"]
 mod stuck_models;
 #[path = "support/toy_models.rs"]
 mod toy_models;
 
 use std::io::Cursor;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -25,7 +27,6 @@ use ancestral::config::Config;
 use ancestral::http;
 use ancestral::imaging::{Filter, resize_rgb};
 use ancestral::jobs::Engine;
-use ancestral::runtime::{LibrarySearch, find_library};
 use base64::Engine as _;
 use image::RgbImage;
 use serde_json::{Value, json};
@@ -62,13 +63,7 @@ impl Studio {
         std::fs::create_dir_all(&safety).expect("made");
         let checker = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/safety_checker.onnx");
         std::fs::copy(checker, safety.join("model.onnx")).expect("copied");
-        let search = LibrarySearch {
-            explicit: std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from),
-            data_dir: PathBuf::from(env!("CARGO_MANIFEST_DIR")),
-            python_prefixes: Vec::new(),
-        };
-        let library = find_library(&search).expect("scripts/fetch_runtime has fetched the library");
-        let library = library.display().to_string();
+        let library = onnx_runtime::library().display().to_string();
         flags.extend(["--ort-library", &library]);
         let config = Config::from_arguments(&flags).expect("the flags are accepted");
         let app = App::build(config).expect("the app is built");

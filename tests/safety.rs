@@ -1,21 +1,14 @@
 //! The safety checker of a models folder, over a graph that flags bright pictures (`scripts/golden_safety_checker.py`).
 
-use std::path::{Path, PathBuf};
+#[path = "support/onnx_runtime.rs"]
+mod onnx_runtime;
+
+use std::path::Path;
 
 use ancestral::models::GraphSafetyChecker;
 use ancestral::pipeline::SafetyChecker as _;
-use ancestral::runtime::{LibrarySearch, Runtime, RuntimeOptions, find_library};
 use image::{Rgb, RgbImage};
-
-fn runtime() -> Runtime {
-    let library = find_library(&LibrarySearch {
-        explicit: std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from),
-        data_dir: Path::new(env!("CARGO_MANIFEST_DIR")).to_owned(),
-        python_prefixes: Vec::new(),
-    })
-    .expect("run scripts/fetch_runtime first");
-    Runtime::load(&library, RuntimeOptions::default()).expect("the runtime loads")
-}
+use onnx_runtime::runtime;
 
 #[test]
 fn a_checker_sees_the_whole_picture_and_its_middle_as_clip_does() {

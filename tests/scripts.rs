@@ -2,6 +2,8 @@
 
 #[path = "support/golden_models.rs"]
 mod golden_models;
+#[path = "support/onnx_runtime.rs"]
+mod onnx_runtime;
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -15,7 +17,6 @@ use actix_web::test::{TestRequest, call_service, init_service};
 use ancestral::app::App;
 use ancestral::config::Config;
 use ancestral::http;
-use ancestral::runtime::{LibrarySearch, find_library};
 use base64::Engine as _;
 use image::RgbImage;
 use serde_json::{Value, json};
@@ -53,13 +54,7 @@ impl Studio {
         prepare(data.path());
         let folder = data.path().display().to_string();
         let checkpoint = format!("{folder}/models/Stable-diffusion/tiny-sd2-v.safetensors");
-        let search = LibrarySearch {
-            explicit: std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from),
-            data_dir: PathBuf::from(env!("CARGO_MANIFEST_DIR")),
-            python_prefixes: Vec::new(),
-        };
-        let library = find_library(&search).expect("scripts/fetch_runtime has fetched the library");
-        let library = library.display().to_string();
+        let library = onnx_runtime::library().display().to_string();
         let mut flags = vec![
             "--data-dir",
             &folder,

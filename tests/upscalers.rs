@@ -1,14 +1,17 @@
 //! Networks of the ESRGAN family, built from the files of `tests/golden/upscalers`, against what
 //! torch makes of the same pictures (`scripts/golden_upscalers.py`).
 
+#[path = "support/onnx_runtime.rs"]
+mod onnx_runtime;
+
 use std::path::{Path, PathBuf};
 
 use ancestral::catalogue::UpscalerList;
 use ancestral::models::{GraphUpscaler, UpscalerNetworks};
 use ancestral::pipeline::{Tiling, UpscalerNetwork, UpscalerProvider};
-use ancestral::runtime::{LibrarySearch, Runtime, RuntimeOptions, find_library};
 use base64::Engine as _;
 use image::RgbImage;
+use onnx_runtime::runtime;
 use serde_json::Value;
 
 const WHOLE: Tiling = Tiling {
@@ -24,16 +27,6 @@ fn cases() -> Vec<Value> {
     let text = fs_err::read_to_string(golden().join("upscalers.json")).unwrap();
     let document: Value = serde_json::from_str(&text).unwrap();
     document["cases"].as_array().unwrap().clone()
-}
-
-fn runtime() -> Runtime {
-    let search = LibrarySearch {
-        explicit: std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from),
-        data_dir: PathBuf::from(env!("CARGO_MANIFEST_DIR")),
-        python_prefixes: Vec::new(),
-    };
-    let library = find_library(&search).expect("scripts/fetch_runtime has fetched the library");
-    Runtime::load(&library, RuntimeOptions::default()).unwrap()
 }
 
 fn picture(case: &Value, key: &str, scale: u32) -> RgbImage {
