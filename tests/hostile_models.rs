@@ -1,22 +1,18 @@
-//! Model files that lie: each gives one clear error, nothing in them is run, nothing outside their
-//! folder is read, and no input makes a reader panic.
+//! Model files that lie: each gives one clear error, nothing in them is run, and nothing outside their
+//! folder is read. `tests/mutations.rs` feeds the readers with mutated files.
 
 #[path = "support/golden_models.rs"]
 mod golden_models;
-#[path = "support/mutations.rs"]
-mod mutations;
 #[path = "support/onnx_runtime.rs"]
 mod onnx_runtime;
 
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use ancestral::catalogue::{Catalogue, CatalogueConfig, TensorFile, TorchFile, read_embedding};
+use ancestral::catalogue::{Catalogue, CatalogueConfig, TensorFile, read_embedding};
 use ancestral::models::{CheckpointPlan, Provider, ProviderConfig};
 use ancestral::pipeline::{ModelProvider as _, ModelRequest};
-use mutations::{Random, mutated, mutated_picture};
 use onnx_runtime::runtime;
 
 fn root() -> PathBuf {
@@ -248,102 +244,6 @@ fn wrong_shapes_are_refused_with_the_tensors_name() {
             "{tensor}: {error}"
         );
     }
-}
-
-/// How many mutations a target gets: a few in a normal run, many by `scripts/fuzz`.
-fn mutation_count() -> u64 {
-    std::env::var("ANCESTRAL_MUTATIONS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(400)
-}
-
-/// Feeds `read` with inputs from fixed seeds, and says which seed made it panic.
-fn never_panics(name: &str, make: impl Fn(&mut Random) -> Vec<u8>, read: impl Fn(&Path)) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join(name);
-    let (count, mut slowest) = (mutation_count(), (std::time::Duration::ZERO, 0));
-    for seed in 0..count {
-        let bytes = make(&mut Random::new(seed));
-        fs::write(&path, &bytes).unwrap();
-        let begin = std::time::Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| read(&path)));
-        slowest = slowest.max((begin.elapsed(), seed));
-        assert!(
-            outcome.is_ok(),
-            "{name}: the input of seed {seed} makes the reader panic"
-        );
-    }
-    eprintln!(
-        "{name}: {count} inputs, the slowest took {:?} (seed {})",
-        slowest.0, slowest.1
-    );
-}
-
-#[test]
-fn mutated_safetensors_headers_never_panic() {
-    let seed = safetensors(
-        r#"{"__metadata__":{"ss_output_name":"x"},"a.lora_up.weight":{"dtype":"F16","shape":[2,2],"data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[],"data_offsets":[8,10]},"c":{"dtype":"F32","shape":[1,2,1],"data_offsets":[10,18]}}"#,
-        &[7; 18],
-    );
-    let make = |random: &mut Random| {
-        // Half of the inputs keep the stated length true, so that the JSON is reached.
-        if random.below(2) == 0 {
-            return mutated(random, &seed);
-        }
-        let header = mutated(random, &seed[8..seed.len() - 18]);
-        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-        bytes.extend_from_slice(&header);
-        bytes.extend_from_slice(&[7; 18]);
-        bytes
-    };
-    never_panics("x.safetensors", make, |path| {
-        if let Ok(file) = TensorFile::open(path) {
-            for (name, _) in file.iter() {
-                let _ = file.read_f32(name);
-            }
-            let _ = ancestral::catalogue::detect(&file);
-        }
-    });
-}
-
-#[test]
-fn mutated_pickles_never_panic() {
-    let folder = root().join("tests/golden/pickles");
-    let seeds: Vec<Vec<u8>> = [
-        "zip.pt",
-        "sequence.pt",
-        "deflated.pt",
-        "trainer.ckpt",
-        "embedding.pt",
-    ]
-    .iter()
-    .map(|name| fs::read(folder.join(name)).unwrap())
-    .collect();
-    let make = |random: &mut Random| {
-        let seed = &seeds[random.below(seeds.len())];
-        mutated(random, seed)
-    };
-    never_panics("x.ckpt", make, |path| {
-        if let Ok(file) = TorchFile::open(path) {
-            let _ = file
-                .root()
-                .get("string_to_param")
-                .map(|item| item.tensor_table().is_ok());
-            if let Ok(table) = file.weights().tensor_table() {
-                for (name, _) in table.iter() {
-                    let _ = table.read_f32(name);
-                }
-            }
-        }
-    });
-}
-
-#[test]
-fn mutated_embedding_pictures_never_panic() {
-    never_panics("x.png", mutated_picture, |path| {
-        let _ = read_embedding(path);
-    });
 }
 
 #[test]

@@ -1,11 +1,14 @@
 //! Pictures that carry a textual inversion.
 #![no_main]
 
-use ancestral::catalogue::read_embedding;
 use libfuzzer_sys::fuzz_target;
+
+#[path = "../../tests/support/fuzz_readers.rs"]
+#[allow(dead_code)]
+mod fuzz_readers;
 
 fuzz_target!(|data: &[u8]| {
     let file = tempfile::Builder::new().suffix(".png").tempfile().unwrap();
     std::fs::write(file.path(), data).unwrap();
-    let _ = read_embedding(file.path());
+    fuzz_readers::embedding_picture(file.path());
 });

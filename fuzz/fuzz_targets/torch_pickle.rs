@@ -1,17 +1,14 @@
 //! What torch saved, in both of its formats.
 #![no_main]
 
-use ancestral::catalogue::TorchFile;
 use libfuzzer_sys::fuzz_target;
 
+#[path = "../../tests/support/fuzz_readers.rs"]
+#[allow(dead_code)]
+mod fuzz_readers;
+
 fuzz_target!(|data: &[u8]| {
-    let file = tempfile::NamedTempFile::new().unwrap();
+    let file = tempfile::Builder::new().suffix(".ckpt").tempfile().unwrap();
     std::fs::write(file.path(), data).unwrap();
-    if let Ok(saved) = TorchFile::open(file.path())
-        && let Ok(table) = saved.weights().tensor_table()
-    {
-        for (name, _) in table.iter() {
-            let _ = table.read_f32(name);
-        }
-    }
+    fuzz_readers::torch_pickle(file.path());
 });

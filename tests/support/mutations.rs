@@ -1,6 +1,8 @@
-//! Mutations of model files from a fixed seed, for tests that readers never panic on any input.
+//! Mutations of files and texts from a fixed seed, for tests that readers never panic on any input.
 
 use std::io::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
 /// Vigna's SplitMix64.
 pub(crate) struct Random(u64);
@@ -23,8 +25,8 @@ impl Random {
     }
 }
 
-/// Texts that readers look for, and numbers at the edges.
-const PIECES: &[&[u8]] = &[
+/// Texts that readers of model files look for, and numbers at the edges.
+const MODEL_PIECES: &[&[u8]] = &[
     b"\"shape\":[",
     b"\"dtype\":\"F32\"",
     b"\"data_offsets\":[0,18446744073709551615]",
@@ -53,8 +55,60 @@ const PIECES: &[&[u8]] = &[
     b".",
 ];
 
-/// `seed` with up to eight bytes, pieces or lengths changed.
+/// Texts that readers of prompts, infotexts and requests look for.
+const REQUEST_PIECES: &[&[u8]] = &[
+    b"(",
+    b")",
+    b"[",
+    b"]",
+    b":",
+    b":1.3)",
+    b"|",
+    b"\\",
+    b" AND ",
+    b" BREAK ",
+    b"<lora:a:0.5:te=1:dyn=4>",
+    b"<hypernet:h>",
+    b"__color__",
+    b"__deep__",
+    b"{2-3$$, $$a|2::b}",
+    b"${x=!{p|q}}",
+    b"((((((((((((((((",
+    b"[[[[[[[[[[[[[[[[",
+    b"{{{{{{{{{{{{{{{{",
+    b"\nNegative prompt: ",
+    b"\nSteps: ",
+    b", Size: 999999999999x-1",
+    b", Version: v1.",
+    b"\"",
+    b",",
+    b"\n",
+    b"null",
+    b"-1",
+    b"1e400",
+    b"NaN",
+    b"1e308",
+    b"18446744073709551616",
+    b"9223372036854775807",
+    b"-9223372036854775809",
+    b"0.0000000000000000000001",
+    b"\\ud800",
+    b"\xe2\x80\x8b",
+    b"\xf0\x9f\x98\x80",
+    b"\xff",
+];
+
+/// `seed`, part of a model file, with up to eight bytes, pieces or lengths changed.
 pub(crate) fn mutated(random: &mut Random, seed: &[u8]) -> Vec<u8> {
+    mutated_with(random, seed, MODEL_PIECES)
+}
+
+/// `seed`, part of a request, with up to eight bytes, pieces or lengths changed.
+pub(crate) fn mutated_request(random: &mut Random, seed: &[u8]) -> Vec<u8> {
+    mutated_with(random, seed, REQUEST_PIECES)
+}
+
+fn mutated_with(random: &mut Random, seed: &[u8], pieces: &[&[u8]]) -> Vec<u8> {
     let mut bytes = seed.to_vec();
     for _ in 0..=random.below(8) {
         let at = random.below(bytes.len() + 1);
@@ -69,11 +123,11 @@ pub(crate) fn mutated(random: &mut Random, seed: &[u8]) -> Vec<u8> {
             }
             2 => bytes.truncate(at),
             3 => {
-                let piece = PIECES[random.below(PIECES.len())];
+                let piece = pieces[random.below(pieces.len())];
                 bytes.splice(at..at, piece.iter().copied());
             }
             4 => {
-                let piece = PIECES[random.below(PIECES.len())];
+                let piece = pieces[random.below(pieces.len())];
                 let end = (at + piece.len()).min(bytes.len());
                 bytes.splice(at..end, piece.iter().copied());
             }
@@ -102,6 +156,75 @@ pub(crate) fn mutated(random: &mut Random, seed: &[u8]) -> Vec<u8> {
                 bytes.splice(at..end, number.to_le_bytes());
             }
         }
+    }
+    bytes
+}
+
+/// How many mutations a target gets: a few in a normal run, many by `scripts/fuzz`.
+fn mutation_count() -> u64 {
+    std::env::var("ANCESTRAL_MUTATIONS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(400)
+}
+
+/// Feeds `read` with inputs from fixed seeds, and says which seed made it panic, which took longest and
+/// how the process's memory went.
+pub(crate) fn never_panics(
+    name: &str,
+    make: impl Fn(&mut Random) -> Vec<u8>,
+    read: impl Fn(&[u8]),
+) {
+    let count = mutation_count();
+    let (mut slowest, mut warm) = ((Duration::ZERO, 0), resident_mib());
+    for seed in 0..count {
+        let bytes = make(&mut Random::new(seed));
+        let begin = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(|| read(&bytes)));
+        slowest = slowest.max((begin.elapsed(), seed));
+        assert!(
+            outcome.is_ok(),
+            "{name}: the input of seed {seed} makes the reader panic"
+        );
+        if seed == count / 10 {
+            warm = resident_mib();
+        }
+    }
+    eprintln!(
+        "{name}: {count} inputs, the slowest took {:?} (seed {}), {warm} MiB after a tenth, {} MiB at the end",
+        slowest.0,
+        slowest.1,
+        resident_mib()
+    );
+}
+
+/// MiB of this process's memory; 0 where the system does not say.
+fn resident_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or_default() / 1024
+}
+
+/// `seed`, a picture file, mutated; the checksums of a PNG are half of the time made right again, so that what
+/// they guard is reached.
+pub(crate) fn mutated_picture_file(random: &mut Random, seed: &[u8]) -> Vec<u8> {
+    const SIGNATURE: usize = 8;
+    let mut bytes = mutated(random, seed);
+    if !bytes.starts_with(b"\x89PNG") || random.below(2) == 0 {
+        return bytes;
+    }
+    let mut begin = SIGNATURE;
+    while let Some(length) = bytes.get(begin..begin + 4) {
+        let length = u32::from_be_bytes(length.try_into().expect("four bytes")) as usize;
+        let end = begin + 8 + length;
+        if end + 4 > bytes.len() {
+            break;
+        }
+        let mut checksum = flate2::Crc::new();
+        checksum.update(&bytes[begin + 4..end]);
+        bytes[end..end + 4].copy_from_slice(&checksum.sum().to_be_bytes());
+        begin = end + 4;
     }
     bytes
 }

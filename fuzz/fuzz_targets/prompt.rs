@@ -1,0 +1,10 @@
+//! The prompt language, styles files and wildcards.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../tests/support/fuzz_readers.rs"]
+#[allow(dead_code)]
+mod fuzz_readers;
+
+fuzz_target!(|data: &[u8]| fuzz_readers::prompt(data));
