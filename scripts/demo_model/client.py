@@ -22,10 +22,14 @@ class Client:
     cfg: float = 6.0
 
     def post(self, path: str, body: dict[str, object]) -> dict[str, object]:
+        return self.call(path, json.dumps(body).encode())
+
+    def get(self, path: str) -> dict[str, object]:
+        return self.call(path, None)
+
+    def call(self, path: str, body: bytes | None) -> dict[str, object]:
         request = urllib.request.Request(
-            self.server.rstrip("/") + path,
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
+            self.server.rstrip("/") + path, body, {"Content-Type": "application/json"}
         )
         try:
             with urllib.request.urlopen(request) as answer:
@@ -37,8 +41,8 @@ class Client:
         except urllib.error.URLError as err:
             raise SystemExit(f"{self.server} cannot be reached: {err.reason}") from err
 
-    def draw(self, prompt: str, seed: int, **more: object) -> np.ndarray:
-        """height x width x 3 bytes; `more` goes into the request"""
+    def png(self, prompt: str, seed: int, **more: object) -> bytes:
+        """the picture's file, with its infotext; `more` goes into the request"""
         body = {
             "prompt": prompt,
             "seed": seed,
@@ -49,5 +53,13 @@ class Client:
             "cfg_scale": self.cfg,
         }
         answer = self.post("/sdapi/v1/txt2img", body | more)
-        png = base64.b64decode(answer["images"][0])
-        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        return base64.b64decode(answer["images"][0])
+
+    def draw(self, prompt: str, seed: int, **more: object) -> np.ndarray:
+        """height x width x 3 bytes"""
+        return pixels(self.png(prompt, seed, **more))
+
+
+def pixels(png: bytes) -> np.ndarray:
+    """height x width x 3 bytes"""
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

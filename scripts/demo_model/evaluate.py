@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["numpy==2.4.6", "pillow==13.0.0", "torch==2.15.0"]
+# dependencies = ["numpy==2.4.6", "pillow==13.0.0", "tokenizers==0.23.3", "torch==2.15.0"]
 # ///
 """Scores the model that a running server draws with.
 
@@ -8,6 +8,8 @@ A small classifier is trained on renderings of the pictures (any place, size, ba
 drawn with a seed that training never uses; it never sees a generated picture. It then names the thing in pictures of random prompts,
 among all things. Backdrop: the border's median is nearest to the colour in the prompt, among the ten. Object colour: among the seven
 repaintings of the thing, the one in the prompt is nearest to the drawn picture. Noise: spread of the border within a picture, in grey levels.
+
+The pictures are kept, so that a run that was cut off goes on where it stopped.
 """
 
 import argparse
@@ -17,11 +19,12 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from client import Client
+from client import Client, pixels
 from concepts import BACKDROPS, COLOURS
 from conditions import Conditions
 from PIL import Image, ImageFilter
@@ -172,6 +175,78 @@ def repainting(cond: Conditions, thing: int, im: np.ndarray) -> str:
     return min(best, key=lambda c: best[c])
 
 
+class Ask(NamedTuple):
+    """one random prompt, and what its picture has to show; `colour` and `back` are empty where the prompt names none"""
+
+    thing: int
+    colour: str
+    back: str
+    prompt: str
+
+
+def requests(cond: Conditions, count: int, around: str, seed: int) -> list[Ask]:
+    """every thing equally often, in random order; half of the repaintable ones with a colour, four of five with a backdrop"""
+    rng = random.Random(seed)
+    order = [k % len(cond.variants) for k in range(count)]
+    rng.shuffle(order)
+    asks = []
+    for thing in order:
+        name, colours = cond.words[thing][0], [c for c in cond.variants[thing] if c]
+        colour = rng.choice(colours) if colours and rng.random() < 0.5 else ""
+        back = rng.choice(BACKDROPS) if rng.random() < 0.8 else ""
+        prompt = f"a {colour} {name}".replace("  ", " ") + (
+            f" on a {back} background" if back else ""
+        )
+        asks.append(Ask(thing, colour, back, around.replace("{}", prompt)))
+    return asks
+
+
+def draw(client: Client, asks: list[Ask], kept: Path, minutes: float) -> list[Path]:
+    """files of the pictures of `asks`, each drawn with its place as the seed; fewer where `minutes` were over
+
+    A file of an earlier run is taken as it is when its infotext names the same prompt, seed, size, steps, CFG scale and model.
+    """
+    kept.mkdir(parents=True, exist_ok=True)
+    model = str(client.get("/sdapi/v1/options")["sd_checkpoint_hash"])[:10]
+    t0, files, drawn = time.time(), [], 0
+    for i, ask in enumerate(asks):
+        file = kept / f"{i:04}.png"
+        if same_request(file, client, model, ask.prompt, i):
+            files.append(file)
+            continue
+        if time.time() - t0 > minutes * 60:
+            break
+        png = client.png(ask.prompt, i)
+        half = file.with_suffix(".tmp")
+        half.write_bytes(png)
+        half.replace(file)
+        files.append(file)
+        drawn += 1
+        if drawn % 25 == 0:
+            each = (time.time() - t0) / drawn
+            print(f"{len(files)} pictures, {each:.2f} s each", flush=True)
+    return files
+
+
+def same_request(
+    file: Path, client: Client, model: str, prompt: str, seed: int
+) -> bool:
+    """whether the picture's infotext names this request"""
+    if not file.exists():
+        return False
+    told = Image.open(file).info.get("parameters", "")
+    first, _, rest = told.rpartition("\n")
+    fields = rest.split(", ")
+    wanted = (
+        f"Steps: {client.steps}",
+        f"CFG scale: {client.cfg}",
+        f"Seed: {seed}",
+        f"Size: {client.width}x{client.height}",
+        f"Model hash: {model}",
+    )
+    return first == prompt and all(w in fields for w in wanted)
+
+
 def main() -> int:
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument("work", type=Path)
@@ -187,19 +262,38 @@ def main() -> int:
         default=60,
         help="stop drawing after this time and score what there is",
     )
+    ap.add_argument(
+        "--pictures",
+        type=Path,
+        help="folder that keeps the drawn pictures (default: in WORK, by size); what lies there is not drawn again",
+    )
+    ap.add_argument(
+        "--around",
+        default="{}",
+        help="words to put around each prompt, which stands at {}",
+    )
+    ap.add_argument(
+        "--draw-only", action="store_true", help="keep the pictures, score nothing"
+    )
     ap.add_argument("--classifier-steps", type=int, default=900)
     ap.add_argument("--threads", type=int, default=2)
     ap.add_argument("--out", type=Path, help="JSON file for the figures")
     ap.add_argument("--seed", type=int, default=11)
     a = ap.parse_args()
+    if "{}" not in a.around:
+        ap.error("--around needs {} where the prompt goes")
     print("seed", a.seed)
     torch.set_num_threads(a.threads)
     cond = Conditions(a.work)
-    net = train_classifier(cond, a.work / "classifier.pt", a.classifier_steps, a.seed)
+    folder = f"pictures-{a.width}x{a.height}" + ("-around" if a.around != "{}" else "")
+    kept = a.pictures or a.work / folder
     client = Client(a.server, a.width, a.height, a.steps, a.cfg)
-    rng = random.Random(a.seed)
-    order = [k % len(cond.variants) for k in range(a.prompts)]
-    rng.shuffle(order)
+    asked = requests(cond, a.prompts, a.around, a.seed)
+    files = draw(client, asked, kept, a.minutes)
+    if a.draw_only or not files:
+        print(f"{len(files)} of {len(asked)} pictures in {kept}")
+        return 0
+    net = train_classifier(cond, a.work / "classifier.pt", a.classifier_steps, a.seed)
     hits: dict[str, list[float]] = {
         "top1": [],
         "top5": [],
@@ -208,15 +302,9 @@ def main() -> int:
         "noise": [],
     }
     wrong: list[str] = []
-    t0 = time.time()
-    for i, thing in enumerate(order):
-        name, colours = cond.words[thing][0], [c for c in cond.variants[thing] if c]
-        colour = rng.choice(colours) if colours and rng.random() < 0.5 else ""
-        back = rng.choice(BACKDROPS) if rng.random() < 0.8 else ""
-        prompt = f"a {colour} {name}".replace("  ", " ") + (
-            f" on a {back} background" if back else ""
-        )
-        im = client.draw(prompt, i)
+    for ask, file in zip(asked, files):
+        thing, colour, back, prompt = ask
+        im = pixels(file.read_bytes())
         x = torch.from_numpy(
             np.asarray(square(im).resize((PX, PX), Image.Resampling.BOX)).astype(
                 np.float32
@@ -244,15 +332,6 @@ def main() -> int:
             hits["backdrop"].append(near == back)
         if colour:
             hits["colour"].append(repainting(cond, thing, im) == colour)
-        if i % 25 == 24:
-            print(
-                i + 1,
-                {k: round(float(np.mean(v)), 3) for k, v in hits.items() if v},
-                f"{time.time() - t0:.0f}s",
-                flush=True,
-            )
-        if time.time() - t0 > a.minutes * 60:
-            break
     n = len(hits["top1"])
     figures = {k: round(float(np.mean(v)), 3) for k, v in hits.items() if v}
     figures |= {
@@ -260,8 +339,8 @@ def main() -> int:
         "with_backdrop": len(hits["backdrop"]),
         "with_colour": len(hits["colour"]),
         "size": f"{a.width}x{a.height}",
+        "wrong": wrong[:60],
     }
-    figures |= {"seconds_each": round((time.time() - t0) / n, 2), "wrong": wrong[:60]}
     print(json.dumps(figures))
     if a.out:
         a.out.write_text(json.dumps(figures, indent=1) + "\n")

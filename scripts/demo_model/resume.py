@@ -27,8 +27,7 @@ def read_net(
     """the state of `net`, whose keys `names` lists in their order under the checkpoint's names"""
     own = net.state_dict()
     return {
-        k: sd[n].reshape(v.shape)
-        for (k, v), n in zip(own.items(), names, strict=True)
+        k: sd[n].reshape(v.shape) for (k, v), n in zip(own.items(), names, strict=True)
     }
 
 

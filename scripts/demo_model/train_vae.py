@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["numpy==2.4.6", "pillow==13.0.0", "torch==2.15.0"]
+# dependencies = ["numpy==2.4.6", "pillow==13.0.0", "tokenizers==0.23.3", "torch==2.15.0"]
 # ///
 """Builds the autoencoder and trains its decoder. Resumable.
 
