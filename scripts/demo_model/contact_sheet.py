@@ -58,7 +58,7 @@ def main() -> int:
                 (x + j * tw, y + label),
             )
     a.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(a.out)
+    sheet.save(a.out, quality=90)
     print(
         f"{a.out}: {len(a.prompts)} prompts, seeds {a.seeds}, {a.width}x{a.height}, Euler a, {a.steps} steps, CFG {a.cfg}"
     )
