@@ -13,8 +13,8 @@ use std::sync::{Arc, OnceLock};
 
 use ancestral::catalogue::{Catalogue, CatalogueConfig};
 use ancestral::conditioning::{
-    Conditioner, Conditioning, ConditioningCache, ConditioningSettings, Embedding, EmbeddingSource,
-    Emphasis, PictureSize,
+    CacheLimits, Conditioner, Conditioning, ConditioningCache, ConditioningSettings, Embedding,
+    EmbeddingSource, Emphasis, PictureSize,
 };
 use ancestral::models::{Provider, ProviderConfig};
 use ancestral::pipeline::{Model, ModelProvider, ModelRequest};
@@ -232,7 +232,10 @@ fn sdxl_prompts_become_the_recorded_contexts_and_vectors() {
 #[test]
 fn a_cached_prompt_is_the_same_and_still_names_its_embeddings() {
     let model = model("tiny-sd1");
-    let cache = ConditioningCache::new(1 << 20);
+    let cache = ConditioningCache::new(CacheLimits {
+        entries: 8,
+        bytes: 1 << 20,
+    });
     let steps = PassSteps::first_pass(STEPS);
     let prompts = ["a tinyti cube".to_owned()];
     let encode = || {
@@ -250,4 +253,86 @@ fn a_cached_prompt_is_the_same_and_still_names_its_embeddings() {
     assert!(Arc::ptr_eq(&fresh.0, &cached.0), "the second is the first");
     assert_eq!(fresh.1, ["tinyti"]);
     assert_eq!(cached.1, ["tinyti"]);
+}
+
+/// The first stretch of one positive prompt's schedule.
+fn encoded_with(
+    cache: &ConditioningCache,
+    scope: &str,
+    settings: &ConditioningSettings,
+    prompt: &str,
+) -> Arc<Conditioning> {
+    let model = model("tiny-sd1");
+    let conditioner = conditioner(&model, settings.clone()).with_cache(cache, scope.to_owned());
+    let steps = PassSteps::first_pass(STEPS);
+    let positive = conditioner.positive(&[prompt.to_owned()], steps, SIZE);
+    Arc::clone(&positive.unwrap()[0][0].schedule[0].conditioning)
+}
+
+#[test]
+fn whatever_changes_an_encoding_is_another_entry_of_the_cache() {
+    let cache = ConditioningCache::new(CacheLimits {
+        entries: 64,
+        bytes: 1 << 26,
+    });
+    let plain = ConditioningSettings::default();
+    let prompt = "a (red:1.2) cube";
+    let first = encoded_with(&cache, "one", &plain, prompt);
+    let changed = |change: fn(&mut ConditioningSettings)| {
+        let mut settings = ConditioningSettings::default();
+        change(&mut settings);
+        settings
+    };
+    for settings in [
+        changed(|it| it.emphasis = Emphasis::Ignore),
+        changed(|it| it.comma_backtrack = 0),
+        changed(|it| it.clip_skip = 2),
+        changed(|it| it.sdxl_clip_l_skip = true),
+        changed(|it| it.crop_px = (8, 0)),
+        changed(|it| it.high_aesthetic_score = 7.0),
+        changed(|it| it.low_aesthetic_score = 1.0),
+        changed(|it| it.size_embedding_width = 128),
+    ] {
+        let other = encoded_with(&cache, "one", &settings, prompt);
+        assert!(!Arc::ptr_eq(&first, &other), "{settings:?}");
+    }
+    for (scope, text) in [("two", prompt), ("one", "a (red:1.3) cube")] {
+        let other = encoded_with(&cache, scope, &plain, text);
+        assert!(!Arc::ptr_eq(&first, &other), "{scope}: {text}");
+    }
+    let again = encoded_with(&cache, "one", &plain, prompt);
+    assert!(Arc::ptr_eq(&first, &again));
+}
+
+#[test]
+fn the_cache_keeps_what_was_used_last_within_its_limits() {
+    let plain = ConditioningSettings::default();
+    let size = |conditioning: &Conditioning| conditioning.context.len() * size_of::<f32>();
+    let one = encoded_with(
+        &ConditioningCache::new(CacheLimits {
+            entries: 1,
+            bytes: 1 << 20,
+        }),
+        "",
+        &plain,
+        "a",
+    );
+    for limits in [
+        CacheLimits {
+            entries: 2,
+            bytes: 1 << 26,
+        },
+        CacheLimits {
+            entries: 64,
+            bytes: size(&one) * 5 / 2,
+        },
+    ] {
+        let cache = ConditioningCache::new(limits);
+        let encode = |prompt: &str| encoded_with(&cache, "", &plain, prompt);
+        let (first, second) = (encode("a"), encode("b"));
+        assert!(Arc::ptr_eq(&first, &encode("a")), "{limits:?}");
+        encode("c");
+        assert!(Arc::ptr_eq(&first, &encode("a")), "{limits:?}");
+        assert!(!Arc::ptr_eq(&second, &encode("b")), "{limits:?}");
+    }
 }

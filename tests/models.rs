@@ -937,6 +937,9 @@ fn provider_of_copy(folder: &Path, name: &str) -> Provider {
     }
     let catalogue = Catalogue::new(CatalogueConfig {
         models_dir: folder.join("models"),
+        network_dirs: vec![folder.join("models/Lora")],
+        embeddings_dir: Some(folder.join("embeddings")),
+        no_hashing: true,
         ..CatalogueConfig::default()
     });
     let config = ProviderConfig {
@@ -967,6 +970,75 @@ fn a_checkpoint_cut_short_while_loaded_goes_on_working_and_is_refused_when_loade
     assert_eq!(before, after);
     let error = provider.load(&request).err().unwrap().to_string();
     assert!(error.contains("tiny-sd1.safetensors"), "{error}");
+}
+
+#[test]
+fn a_file_that_took_another_ones_place_is_never_served_from_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["models/Lora", "embeddings"] {
+        std::fs::create_dir_all(folder.path().join(name)).unwrap();
+    }
+    let provider = provider_of_copy(folder.path(), "tiny-sd1");
+    let recorded = data_folder().join("models/Lora/tiny-sd1-lora.safetensors");
+    let recorded = TensorFile::open_safetensors(&recorded).unwrap();
+    let write_network = |factor: f32| {
+        let tensors: Vec<(String, ArrayD<f32>)> = recorded
+            .names()
+            .map(|name| {
+                let values = recorded.read_f32(name).unwrap();
+                let shape = recorded.get(name).unwrap().shape.clone();
+                let tensor = ArrayD::from_shape_vec(shape, values).unwrap();
+                let is_alpha = name.ends_with(".alpha");
+                (
+                    name.to_owned(),
+                    if is_alpha { tensor * factor } else { tensor },
+                )
+            })
+            .collect();
+        write_tensors(
+            &folder.path().join("models/Lora/style.safetensors"),
+            &tensors,
+        );
+        provider.catalogue().networks().refresh();
+    };
+    let drawn = |names: &[(&str, f64, f64)]| {
+        let model = with_networks(&provider, "tiny-sd1", names);
+        (model.text_state, fingerprint(&model), model)
+    };
+    let style = [("style", 1.0, 1.0)];
+    write_network(1.0);
+    let (state, values, _) = drawn(&style);
+    let (again, _, _) = drawn(&style);
+    assert_eq!(state, again, "nothing changed");
+    write_network(3.0);
+    let (replaced, other, _) = drawn(&style);
+    assert_ne!(state, replaced, "the network's file was replaced");
+    assert_ne!(values.0, other.0, "the UNet");
+    assert_ne!(values.1, other.1, "the text encoder");
+
+    let (bare, _, model) = drawn(&[]);
+    let width = model.text_encoders[0].width();
+    let mut known = vec![bare];
+    for value in [0.5, 0.25] {
+        let path = folder.path().join("embeddings/word.safetensors");
+        let vectors = ArrayD::from_elem(vec![1, width], value);
+        write_tensors(&path, &[("emb_params".to_owned(), vectors)]);
+        provider.catalogue().embeddings().refresh();
+        let (state, _, model) = drawn(&[]);
+        assert!(!known.contains(&state), "the embedding is {value}");
+        known.push(state);
+        let embedding = model.embeddings.as_ref().unwrap().load("word").unwrap();
+        assert_eq!(embedding.vectors[0][[0, 0]], value);
+    }
+
+    let (state, _, model) = drawn(&[]);
+    let path = folder
+        .path()
+        .join("models/Stable-diffusion/tiny-sd1.safetensors");
+    std::fs::write(&path, std::fs::read(&path).unwrap()).unwrap();
+    let (loaded_again, _, now) = drawn(&[]);
+    assert_ne!(state, loaded_again, "the checkpoint was replaced");
+    assert!(!Arc::ptr_eq(&model.text_cache, &now.text_cache));
 }
 
 /// A pickle of a hypernetwork with one layer and no bias a side, as `torch.save` writes it, is what

@@ -8,10 +8,22 @@ mod in_process;
 mod toy_models;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ancestral::conditioning::{
+    CacheLimits, ConditioningCache, EncodedText, HiddenState, TextEncoder, TokenBatch,
+};
 use ancestral::config::option_table;
+use ancestral::jobs::Engine;
+use ancestral::pipeline::{
+    Cause, ExtrasParams, ExtrasResult, FaceNetworkProvider, GenerateError, GenerationParams,
+    GenerationResult, JobControl, Model, ModelProvider, ModelRequest, generate,
+};
+use ancestral::scripts::ScriptCall;
 use in_process::{InProcess, Reply, picture};
 use serde_json::{Value, json};
+use toy_models::{ToyEngine, ToyModels};
 
 /// Which request shows an option's effect.
 #[derive(Clone, Copy)]
@@ -345,6 +357,109 @@ fn documented() -> Vec<(String, String)> {
             Some((key.to_owned(), rest.split(" |").next()?.to_owned()))
         })
         .collect()
+}
+
+/// The toy engine with text encoders that count their calls, and a cache that outlives a request.
+struct Counting {
+    calls: Arc<AtomicUsize>,
+    cache: Arc<ConditioningCache>,
+}
+
+struct CountedText {
+    inner: Arc<dyn TextEncoder>,
+    calls: Arc<AtomicUsize>,
+}
+
+impl TextEncoder for CountedText {
+    fn encode(&self, batch: &TokenBatch, state: HiddenState) -> Result<EncodedText, Cause> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.inner.encode(batch, state)
+    }
+
+    fn width(&self) -> usize {
+        self.inner.width()
+    }
+}
+
+impl ModelProvider for Counting {
+    fn load(&self, request: &ModelRequest) -> Result<Arc<Model>, Cause> {
+        let mut model = Model::clone(&*ToyModels.load(request)?);
+        model.text_cache = Arc::clone(&self.cache);
+        for encoder in &mut model.text_encoders {
+            *encoder = Arc::new(CountedText {
+                inner: Arc::clone(encoder),
+                calls: Arc::clone(&self.calls),
+            });
+        }
+        Ok(Arc::new(model))
+    }
+
+    fn knows(&self, checkpoint: &str) -> bool {
+        ToyModels.knows(checkpoint)
+    }
+
+    fn faces(&self) -> &dyn FaceNetworkProvider {
+        ToyModels.faces()
+    }
+}
+
+#[rustfmt::skip]
+impl Engine for Counting {
+    fn generate(
+        &self,
+        params: &GenerationParams,
+        control: &dyn JobControl,
+    ) -> Result<GenerationResult, GenerateError> {
+        generate(params, self, control)
+    }
+    fn run_script(
+        &self,
+        script: &ScriptCall,
+        params: &GenerationParams,
+        control: &dyn JobControl,
+    ) -> Result<GenerationResult, GenerateError> {
+        ToyEngine.run_script(script, params, control)
+    }
+    fn extras(
+        &self,
+        params: &ExtrasParams,
+        control: &dyn JobControl,
+    ) -> Result<ExtrasResult, GenerateError> {
+        ToyEngine.extras(params, control)
+    }
+    fn load(&self, request: &ModelRequest) -> Result<(), GenerateError> { ToyEngine.load(request) }
+    fn unload(&self) {}
+}
+
+#[actix_web::test]
+async fn prompts_are_encoded_once_while_nothing_changes_unless_the_option_says_otherwise() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let engine = Counting {
+        calls: Arc::clone(&calls),
+        cache: Arc::new(ConditioningCache::new(CacheLimits {
+            entries: 16,
+            bytes: 1 << 20,
+        })),
+    };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let server = InProcess::with_engine(folder, &[], Arc::new(engine));
+    let draw = async |overrides: Value| {
+        let before = calls.load(Ordering::Relaxed);
+        let request = json!({"override_settings": overrides});
+        let reply = server.txt2img(&request).await;
+        assert_eq!(reply.status, 200);
+        (calls.load(Ordering::Relaxed) - before, reply.images())
+    };
+    let (first, picture) = draw(json!({})).await;
+    assert_eq!(first, 2, "both prompts");
+    let (second, same) = draw(json!({})).await;
+    assert_eq!((second, &same), (0, &picture));
+    let (skipped, _) = draw(json!({"CLIP_stop_at_last_layers": 2})).await;
+    assert_eq!(skipped, 2);
+    let (anew, same) = draw(json!({"persistent_cond_cache": false})).await;
+    assert_eq!((anew, &same), (2, &picture));
+    let (kept, _) = draw(json!({})).await;
+    assert_eq!(kept, 0);
 }
 
 #[test]

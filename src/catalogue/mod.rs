@@ -23,6 +23,6 @@ pub use hypernetworks::{HypernetworkFile, HypernetworkList};
 pub use ldm_config::{HeadRule, LdmConfig, TextTowerConfig, TowerFacts, find_tower_facts};
 pub use networks::{NetworkFile, NetworkList};
 pub use pickle::{Item, PickleError, TorchFile};
-pub use tensor_file::{StoredTensor, StoredType, TensorFile, TensorFileError};
+pub use tensor_file::{FileState, StoredTensor, StoredType, TensorFile, TensorFileError};
 pub use upscalers::{REALESRGAN_MODELS, RealEsrganModel, UpscalerFile, UpscalerList};
 pub use wildcards::{WildcardFile, WildcardFolders, WildcardKind};

@@ -99,13 +99,16 @@ pub struct StoredTensor {
     pub length_bytes: u64,
 }
 
+/// Length and modification time, by which a file is told from what took its place.
+pub type FileState = (u64, SystemTime);
+
 /// A weights file's table of contents. The data stays in the file, but for the few tensors that do
 /// not lie there in row-major order.
 #[derive(Debug, Clone)]
 pub struct TensorFile {
     path: PathBuf,
     /// Length and modification time when the table was read.
-    state: Option<(u64, SystemTime)>,
+    state: Option<FileState>,
     tensors: IndexMap<String, StoredTensor>,
     metadata: BTreeMap<String, String>,
     /// Row-major bytes of the tensors that the file has only packed or in another order.
@@ -213,6 +216,12 @@ impl TensorFile {
         state_of(&self.path) == self.state
     }
 
+    /// Length and modification time when the table was read; `None` where the system told none.
+    #[must_use]
+    pub fn state(&self) -> Option<FileState> {
+        self.state
+    }
+
     /// The file itself, links resolved.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -314,7 +323,7 @@ impl TensorFile {
     }
 }
 
-fn state_of(path: &Path) -> Option<(u64, SystemTime)> {
+fn state_of(path: &Path) -> Option<FileState> {
     let metadata = fs_err::metadata(path).ok()?;
     Some((metadata.len(), metadata.modified().ok()?))
 }

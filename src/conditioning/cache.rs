@@ -7,20 +7,28 @@ use parking_lot::Mutex;
 
 use super::conditioner::{Encoded, EncodingKey};
 
+/// How much a [`ConditioningCache`] holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheLimits {
+    pub entries: usize,
+    /// Of tensors and of the texts that they are found by.
+    pub bytes: usize,
+}
+
 /// The most recently used encodings, up to a size. Its owner shares it between jobs.
 #[derive(Debug)]
 pub struct ConditioningCache {
-    limit_bytes: usize,
+    limits: CacheLimits,
     /// Most recently used first.
     entries: Mutex<VecDeque<(EncodingKey, Arc<Encoded>)>>,
 }
 
 impl ConditioningCache {
-    /// An empty cache that holds tensors of up to `limit_bytes`.
+    /// An empty cache.
     #[must_use]
-    pub fn new(limit_bytes: usize) -> Self {
+    pub fn new(limits: CacheLimits) -> Self {
         Self {
-            limit_bytes,
+            limits,
             entries: Mutex::new(VecDeque::new()),
         }
     }
@@ -36,13 +44,16 @@ impl ConditioningCache {
 
     pub(super) fn insert(&self, key: EncodingKey, encoded: Arc<Encoded>) {
         let mut entries = self.entries.lock();
+        // Two jobs may have encoded the same text at once.
+        entries.retain(|(held, _)| *held != key);
         entries.push_front((key, encoded));
         let mut size = 0;
         let kept = entries
             .iter()
-            .take_while(|(_, encoded)| {
-                size += encoded.size_bytes();
-                size <= self.limit_bytes
+            .take(self.limits.entries)
+            .take_while(|(key, encoded)| {
+                size += key.size_bytes() + encoded.size_bytes();
+                size <= self.limits.bytes
             })
             .count();
         entries.truncate(kept);

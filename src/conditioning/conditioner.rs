@@ -154,6 +154,13 @@ pub(super) struct EncodingKey {
     side: Side,
 }
 
+impl EncodingKey {
+    pub(super) fn size_bytes(&self) -> usize {
+        let texts = self.texts.iter().map(String::len).sum::<usize>();
+        size_of::<Self>() + self.scope.len() + texts
+    }
+}
+
 /// The texts of one schedule, encoded as one batch.
 #[derive(Debug)]
 pub(super) struct Encoded {

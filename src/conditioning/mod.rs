@@ -13,7 +13,7 @@ mod text_repair;
 mod tokenizer;
 mod torch_mean;
 
-pub use cache::ConditioningCache;
+pub use cache::{CacheLimits, ConditioningCache};
 pub use chunks::{CHUNK_LENGTH, Chunk, Chunks, Fix, split_chunks};
 pub use conditioner::{
     AndPart, Conditioner, Conditioning, ConditioningError, ConditioningSettings, Family,

@@ -6,7 +6,9 @@
 //! its multipliers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use ndarray::{ArrayD, IxDyn};
 use parking_lot::Mutex;
@@ -18,22 +20,23 @@ use super::graphs::{
 };
 use super::lora::{AppliedNetwork, ModelPart, PartChanges, changes, weights_of};
 use super::networks::{GraphTextEncoder, GraphUnet};
+use crate::catalogue::FileState;
 use crate::runtime::Runtime;
 
-/// What identifies the networks of a request: file, multipliers, rank.
-type NetworkKey = Vec<(std::path::PathBuf, u32, u32, Option<usize>)>;
+/// What identifies the networks of a request: files as they are now, multipliers, ranks.
+type NetworkKey = Vec<(PathBuf, Option<FileState>, [u32; 2], Option<usize>)>;
 
 /// One hypernetwork of a request.
 #[derive(Debug, Clone)]
 pub(super) struct AppliedHypernetwork {
     /// The file and its modification time.
-    pub(super) identity: (std::path::PathBuf, Option<std::time::SystemTime>),
+    pub(super) identity: (PathBuf, Option<SystemTime>),
     pub(super) modules: Arc<HypernetworkModules>,
     pub(super) multiplier: f32,
 }
 
 /// What identifies the hypernetworks of a session.
-type HypernetworkKey = Vec<(std::path::PathBuf, Option<std::time::SystemTime>)>;
+type HypernetworkKey = Vec<(PathBuf, Option<SystemTime>)>;
 
 /// The adapted sessions of a checkpoint, the last used of each part.
 pub(super) struct AdaptedSessions {
@@ -129,8 +132,8 @@ impl AdaptedSessions {
             .map(|network| {
                 (
                     network.file.path().to_owned(),
-                    network.text_multiplier.to_bits(),
-                    network.unet_multiplier.to_bits(),
+                    network.file.state(),
+                    [network.text_multiplier, network.unet_multiplier].map(f32::to_bits),
                     network.dynamic_rank,
                 )
             })

@@ -3,6 +3,7 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
+use super::lora::AppliedNetwork;
 use crate::catalogue::{EmbeddingFile, EmbeddingList};
 use crate::conditioning::{Embedding, EmbeddingSource};
 
@@ -37,10 +38,14 @@ impl FittingEmbeddings {
         Self { entries }
     }
 
-    /// A number that changes with the embeddings and with the networks, given as name and hash.
-    pub(super) fn state(&self, networks: &[(String, String)]) -> u64 {
+    /// A number that changes with the load of the checkpoint, with the files of the networks (not with
+    /// their hashes, which a file may state itself and `--no-hashing` leaves out), and with the embeddings.
+    pub(super) fn state(&self, generation: u64, networks: &[AppliedNetwork]) -> u64 {
         let mut hasher = DefaultHasher::new();
-        networks.hash(&mut hasher);
+        generation.hash(&mut hasher);
+        for network in networks {
+            (network.file.path(), network.file.state()).hash(&mut hasher);
+        }
         for entry in &self.entries {
             (&entry.name, &entry.short_hash).hash(&mut hasher);
         }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -23,7 +24,7 @@ use super::upscalers::UpscalerNetworks;
 use crate::catalogue::{
     Catalogue, Checkpoint, CheckpointFormat, HypernetworkFile, TensorFile, VAE_PREFIX, VaeFile,
 };
-use crate::conditioning::{ConditioningCache, Embedding, TextEncoder};
+use crate::conditioning::{CacheLimits, ConditioningCache, Embedding, TextEncoder};
 use crate::pipeline::{
     self, Cause, FaceNetworkProvider, Family, Model, ModelProvider, ModelRequest, NetworkKind,
     Prediction, SafetyChecker, UpscalerProvider,
@@ -121,6 +122,8 @@ enum Part {
 
 /// A checkpoint without its VAE.
 struct LoadedCheckpoint {
+    /// Another number for every load in this process.
+    generation: u64,
     family: Family,
     prediction: Prediction,
     vae_scale: f32,
@@ -137,6 +140,11 @@ struct LoadedCheckpoint {
     size_embedding_width: usize,
     /// Sessions with networks applied; `None`: the checkpoint cannot take any.
     adapted: Option<AdaptedSessions>,
+}
+
+fn next_generation() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed)
 }
 
 impl LoadedCheckpoint {
@@ -173,8 +181,11 @@ type FileState = (PathBuf, Option<SystemTime>);
 /// Hypernetworks that stay read.
 const KEPT_HYPERNETWORKS: usize = 4;
 
-/// Bytes of encoded prompts that a checkpoint keeps.
-const TEXT_CACHE_BYTES: usize = 64 << 20;
+/// Encoded prompts that a checkpoint keeps: a few hundred of SD 2.x, about a hundred of SDXL.
+const TEXT_CACHE: CacheLimits = CacheLimits {
+    entries: 512,
+    bytes: 64 << 20,
+};
 
 /// What a request's model is made of.
 struct ModelParts {
@@ -278,7 +289,7 @@ impl Provider {
             vae_scale: main.vae_scale,
             alphas_cumprod: Arc::clone(&main.alphas_cumprod),
             unet: Arc::new(unet.with_merge_ratio(request.token_merging_ratio)),
-            text_state: embeddings.state(&networks.named),
+            text_state: embeddings.state(main.generation, &networks.applied),
             embeddings: Some(Arc::new(embeddings)),
             text_encoders: text_encoders
                 .into_iter()
@@ -541,6 +552,7 @@ impl Provider {
             (None, None) => Prediction::Epsilon,
         };
         Ok(LoadedCheckpoint {
+            generation: next_generation(),
             family: plan.family(),
             prediction,
             vae_scale: plan.vae_scale(),
@@ -550,7 +562,7 @@ impl Provider {
             text_encoders,
             text_bytes,
             vae_weights: plan.has_vae().then(|| plan.vae_weights()),
-            text_cache: Arc::new(ConditioningCache::new(TEXT_CACHE_BYTES)),
+            text_cache: Arc::new(ConditioningCache::new(TEXT_CACHE)),
             size_embedding_width: plan.size_embedding_width().unwrap_or(256),
             adapted: Some(AdaptedSessions::new(plan, options)),
         })
@@ -586,6 +598,7 @@ impl Provider {
         let text_bytes = part_bytes(&["text_encoder", "text_encoder_2"]);
         self.make_room(loaded, unet_bytes + text_bytes, 0);
         Ok(LoadedCheckpoint {
+            generation: next_generation(),
             unet: Mutex::new(Some(Arc::new(onnx_folder::load_unet(&self.runtime, path)?))),
             unet_bytes,
             text_bytes,
@@ -595,7 +608,7 @@ impl Provider {
             vae_scale: facts.vae_scale,
             alphas_cumprod: facts.alphas_cumprod,
             vae_weights: None,
-            text_cache: Arc::new(ConditioningCache::new(TEXT_CACHE_BYTES)),
+            text_cache: Arc::new(ConditioningCache::new(TEXT_CACHE)),
             size_embedding_width: facts.size_embedding_width,
             adapted: None,
         })

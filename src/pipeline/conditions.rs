@@ -41,17 +41,17 @@ impl BatchConditioning {
     ) -> Result<Self, GenerateError> {
         let settings = settings(model, options);
         let emphasis = settings.emphasis;
-        let conditioner = Conditioner::new(
+        let mut conditioner = Conditioner::new(
             model.family,
             &model.text_encoders,
             settings,
             model.embeddings.clone(),
         )
-        .map_err(failure)?
-        .with_cache(
-            &model.text_cache,
-            format!("{networks:?} {:x}", model.text_state),
-        );
+        .map_err(failure)?;
+        if options.bool("persistent_cond_cache") {
+            let scope = format!("{networks:?} {:x}", model.text_state);
+            conditioner = conditioner.with_cache(&model.text_cache, scope);
+        }
         let pictures = conditioner
             .positive(positive, steps, size)
             .map_err(failure)?

@@ -67,8 +67,8 @@ pub struct Model {
     pub embeddings: Option<Arc<dyn EmbeddingSource>>,
     /// Encoded prompts, kept for as long as the checkpoint is.
     pub text_cache: Arc<ConditioningCache>,
-    /// Changes with everything beside the tags that decides what a prompt is encoded to: the files
-    /// of networks and textual inversions.
+    /// Changes with everything beside the tags that decides what a prompt is encoded to: the load of
+    /// the checkpoint, the files of networks and textual inversions.
     pub text_state: u64,
     /// Values of SDXL's embedding of one size or crop number; 256 in every published checkpoint.
     pub size_embedding_width: usize,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ancestral::conditioning::{
-    ConditioningCache, EncodedText, HiddenState, TextEncoder, TokenBatch,
+    CacheLimits, ConditioningCache, EncodedText, HiddenState, TextEncoder, TokenBatch,
 };
 use ancestral::jobs::Engine;
 use ancestral::pipeline::{
@@ -170,7 +170,10 @@ impl ModelProvider for ToyModels {
             vae_file: (request.vae == "toy.vae.pt")
                 .then(|| ("toy.vae.pt".to_owned(), "abcdef0123".to_owned())),
             embeddings: None,
-            text_cache: Arc::new(ConditioningCache::new(0)),
+            text_cache: Arc::new(ConditioningCache::new(CacheLimits {
+                entries: 0,
+                bytes: 0,
+            })),
             text_state: 0,
             size_embedding_width: 256,
             networks: Vec::new(),
