@@ -18,7 +18,7 @@ use crate::config::{
     Binding, Config, ConfigError, Folders, OutputFolders, QueueConfig, RuntimeConfig, Settings, Tls,
 };
 use crate::http::{self, CurrentModel, Fetcher, Kept, Server, Throttle};
-use crate::jobs::{Engine, Jobs, QueueLimits, Ticket};
+use crate::jobs::{Engine, GraphRuns, Jobs, QueueLimits, Ticket};
 use crate::models::{CheckpointPlan, Provider, ProviderConfig};
 use crate::pipeline::{
     ExtrasParams, ExtrasResult, GenerateError, GenerationParams, GenerationResult, JobControl,
@@ -512,6 +512,16 @@ impl Engine for Pipeline {
 
     fn tower_widths(&self) -> Vec<usize> {
         self.tower_widths.lock().clone()
+    }
+
+    fn graph_runs(&self) -> Vec<GraphRuns> {
+        let times = self.provider.runtime().graph_times();
+        let runs = times.into_iter().map(|time| GraphRuns {
+            graph: time.graph,
+            count: time.runs,
+            seconds: time.seconds,
+        });
+        runs.collect()
     }
 
     fn unload(&self) {

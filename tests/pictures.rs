@@ -90,6 +90,16 @@ impl Studio {
         SHARED.get_or_init(Self::new)
     }
 
+    async fn get(&self, path: &str) -> String {
+        let service = init_service(
+            ActixApp::new().configure(|config| http::configure(self.app.server(), config)),
+        )
+        .await;
+        let answer = call_service(&service, TestRequest::get().uri(path).to_request()).await;
+        let bytes = answer.into_body().try_into_bytes().unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
         let service = init_service(
             ActixApp::new()
@@ -732,4 +742,24 @@ async fn a_batch_of_init_images_equals_each_drawn_alone() {
             .contains("bad number of images passed: 3"),
         "{answer}"
     );
+}
+
+/// What `scripts/bench_overhead.py` divides by.
+#[actix_web::test]
+async fn metrics_tell_how_often_and_how_long_graphs_ran() {
+    let studio = Studio::new();
+    studio.txt2img(json!({"steps": 3})).await;
+    let text = studio.get("/metrics").await;
+    for line in [
+        "ancestral_graph_runs_total{graph=\"UNet\"} 3",
+        "ancestral_graph_runs_total{graph=\"VAE decoder\"} 1",
+        "ancestral_graph_runs_total{graph=\"text encoder\"} 2",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    let seconds = text
+        .lines()
+        .find_map(|line| line.strip_prefix("ancestral_graph_run_seconds_total{graph=\"UNet\"} "));
+    let seconds: f64 = seconds.expect("a counter").parse().expect("a number");
+    assert!(seconds > 0.0);
 }

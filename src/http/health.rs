@@ -1,10 +1,13 @@
 //! What operators ask: whether the process lives, whether it is ready, and its figures.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -12,6 +15,11 @@ use super::Server;
 use super::respond::{Answer, detail, json};
 use super::state::ram_bytes;
 use crate::api::ApiError;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GraphLabel {
+    graph: String,
+}
 
 /// `GET /healthz`: the process answers.
 pub(super) async fn alive() -> HttpResponse {
@@ -65,6 +73,22 @@ pub(super) async fn metrics(server: web::Data<Server>) -> Answer {
         Unit::Seconds,
         ConstGauge::new(server.started.elapsed().as_secs_f64()),
     );
+    let (seconds, counts) = (
+        Family::<GraphLabel, Counter<f64, AtomicU64>>::default(),
+        Family::<GraphLabel, Counter>::default(),
+    );
+    for runs in server.engine.graph_runs() {
+        let label = GraphLabel { graph: runs.graph };
+        seconds.get_or_create(&label).inc_by(runs.seconds);
+        counts.get_or_create(&label).inc_by(runs.count);
+    }
+    registry.register_with_unit(
+        "graph_run",
+        "Time within graphs; the rest of a job's time is the server's own",
+        Unit::Seconds,
+        seconds,
+    );
+    registry.register("graph_runs", "Runs of graphs", counts);
     let mut text = String::new();
     encode(&mut text, &registry)
         .map_err(|error| ApiError::unexpected("RuntimeError", error.to_string()))?;

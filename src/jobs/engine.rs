@@ -6,6 +6,14 @@ use crate::pipeline::{
 };
 use crate::scripts::ScriptCall;
 
+/// The runs of one kind of graph since the start.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GraphRuns {
+    pub graph: String,
+    pub count: u64,
+    pub seconds: f64,
+}
+
 /// Carries out jobs, on the queue's thread only.
 pub trait Engine: Send + Sync {
     /// Carries out one txt2img or img2img job.
@@ -47,6 +55,11 @@ pub trait Engine: Send + Sync {
 
     /// Widths of the token embeddings of the checkpoint that was loaded last; empty before.
     fn tower_widths(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// What each kind of graph has taken so far.
+    fn graph_runs(&self) -> Vec<GraphRuns> {
         Vec::new()
     }
 

@@ -14,7 +14,7 @@ mod tasks;
 mod terminal;
 
 pub use board::{Board, PreviewOptions, Progress, StateFields, TaskProgress};
-pub use engine::Engine;
+pub use engine::{Engine, GraphRuns};
 pub use meter::Meter;
 pub use queue::{Cancelled, JobError, JobView, Jobs, QueueLimits, Ticket, Whereabouts};
 pub use store::{ATTEMPT_LIMIT, Inserted, KeptState, Record, Store, StoreError, Webhook, now_ms};

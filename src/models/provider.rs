@@ -221,6 +221,12 @@ impl Provider {
         &self.catalogue
     }
 
+    /// What graphs are loaded with.
+    #[must_use]
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
     /// Forgets everything that is loaded; jobs that run keep theirs.
     pub fn unload_all(&self) {
         self.loaded.lock().clear();

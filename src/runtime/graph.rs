@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use half::f16;
 use ndarray::{ArrayD, ArrayViewD, CowArray, IxDyn};
@@ -12,6 +13,7 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{RunOptions, Session, SessionInputValue};
 use ort::value::{DynValue, Tensor as OrtTensor, TensorElementType, TensorRef, ValueType};
 
+use super::run_times::RunTime;
 use super::{ExecutionProvider, Runtime, RuntimeError};
 
 /// Where a graph comes from.
@@ -81,6 +83,7 @@ pub struct Graph {
     session: Mutex<Session>,
     inputs: HashMap<String, Port>,
     outputs: HashMap<String, Port>,
+    time: RunTime,
     /// The options of the call in flight, by which it can be stopped.
     in_flight: Mutex<Vec<Arc<RunOptions>>>,
 }
@@ -147,6 +150,7 @@ impl Graph {
             session: Mutex::new(session),
             inputs,
             outputs,
+            time: runtime.times.of(name),
             in_flight: Mutex::new(Vec::new()),
         })
     }
@@ -208,17 +212,18 @@ impl Graph {
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         // All outputs are fetched: the runtime computes every one anyway, and a selection would take
         // the options out of reach of the thread that terminates the call.
-        let outputs = session
-            .run_with_options(values, &options)
-            .map_err(|error| {
-                if error.to_string().contains("terminate flag") {
-                    RuntimeError::Terminated {
-                        graph: self.name.clone(),
-                    }
-                } else {
-                    failed(error)
+        let begin = Instant::now();
+        let outcome = session.run_with_options(values, &options);
+        self.time.add(begin.elapsed());
+        let outputs = outcome.map_err(|error| {
+            if error.to_string().contains("terminate flag") {
+                RuntimeError::Terminated {
+                    graph: self.name.clone(),
                 }
-            })?;
+            } else {
+                failed(error)
+            }
+        })?;
         let taken = wanted
             .iter()
             .map(|name| {

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::RuntimeError;
+use super::run_times::RunTimes;
+use super::{GraphTime, RuntimeError};
 
 /// Where to look for the library.
 #[derive(Debug, Clone, Default)]
@@ -81,6 +82,7 @@ impl Default for RuntimeOptions {
 pub struct Runtime {
     pub(super) environment: ort::environment::Environment,
     pub(super) options: Arc<RuntimeOptions>,
+    pub(super) times: RunTimes,
     library: Arc<Path>,
 }
 
@@ -122,6 +124,7 @@ impl Runtime {
         Ok(Self {
             environment,
             options: Arc::new(options),
+            times: RunTimes::default(),
             library,
         })
     }
@@ -130,6 +133,12 @@ impl Runtime {
     #[must_use]
     pub fn library(&self) -> &Path {
         &self.library
+    }
+
+    /// How long the graphs that this and its clones loaded have run.
+    #[must_use]
+    pub fn graph_times(&self) -> Vec<GraphTime> {
+        self.times.all()
     }
 
     /// The options that sessions are made with.

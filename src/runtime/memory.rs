@@ -34,3 +34,23 @@ pub fn exit_at_once(status: i32) -> ! {
 pub fn exit_at_once(status: i32) -> ! {
     std::process::exit(status)
 }
+
+/// Memory that can be had without another process losing any: the smaller of what the machine has left
+/// and what the control group of the process may still take. `None` where the system does not tell.
+#[must_use]
+pub fn available_memory_bytes() -> Option<u64> {
+    let text = fs_err::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    let machine = kib * 1024;
+    let read = |name: &str| -> Option<u64> {
+        let text = fs_err::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?;
+        text.trim().parse().ok()
+    };
+    let group = read("memory.max")
+        .zip(read("memory.current"))
+        .map_or(u64::MAX, |(limit, used)| limit.saturating_sub(used));
+    Some(machine.min(group))
+}

@@ -7,10 +7,12 @@
 mod graph;
 mod library;
 mod memory;
+mod run_times;
 
 pub use graph::{Graph, GraphSource, Input, Invocation, Tensor};
 pub use library::{ExecutionProvider, LibrarySearch, Runtime, RuntimeOptions, find_library};
-pub use memory::{exit_at_once, give_back_free_memory};
+pub use memory::{available_memory_bytes, exit_at_once, give_back_free_memory};
+pub use run_times::GraphTime;
 
 /// Why the runtime could not be loaded or a graph could not be run.
 #[derive(Debug, thiserror::Error)]
