@@ -97,6 +97,7 @@ impl App {
             ProviderConfig {
                 tower_folders: vec![config.folders.models.clone()],
                 memory_budget_bytes: memory_budget(&config.runtime),
+                decode_memory_bytes: config.runtime.decode_memory_bytes,
                 answers_nan: config.runtime.answers_nan,
                 safety_checker: config
                     .runtime

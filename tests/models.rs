@@ -155,6 +155,36 @@ fn the_vae_gives_the_recorded_posterior_and_picture() {
     }
 }
 
+/// The decoder on strips of 16 rows, which is what no memory at all gives.
+#[test]
+fn a_picture_decoded_strip_by_strip_is_the_picture_decoded_in_one_piece() {
+    let models = data_folder().join("models");
+    let catalogue = Catalogue::new(CatalogueConfig {
+        models_dir: models.clone(),
+        ..CatalogueConfig::default()
+    });
+    let config = ProviderConfig {
+        tower_folders: vec![models],
+        decode_memory_bytes: Some(0),
+        ..ProviderConfig::default()
+    };
+    let stingy = Provider::new(runtime(), Arc::new(catalogue), config);
+    for name in ["tiny-sd1", "tiny-sd2-v", "tiny-sdxl"] {
+        let request = ModelRequest {
+            checkpoint: format!("{name}.safetensors"),
+            vae: "None".to_owned(),
+            ..ModelRequest::default()
+        };
+        let (whole, strips) = (built(name), stingy.load(&request).unwrap());
+        for (height, width) in [(13, 9), (2, 16), (1, 1)] {
+            let latent: Array4<f32> = pattern((1, 4, height, width), 4.0);
+            let want = whole.vae.decode(&latent).unwrap();
+            let got = strips.vae.decode(&latent).unwrap();
+            assert_close(&got, &want, 1e-5, &format!("{name} {height}x{width}"));
+        }
+    }
+}
+
 /// The grey that stands for a wholly masked picture: a group norm whose deviation is a thousandth of
 /// its mean. Torch's own rounding is 1.4e-4 from the exact answer there.
 #[test]

@@ -36,6 +36,11 @@ pub(super) const OWN_FLAGS: &[OwnFlag] = &[
         help: "Memory that loaded checkpoints may take together [default: half of the machine's]",
     },
     OwnFlag {
+        name: "decode-memory",
+        value: Some("GIB"),
+        help: "Memory that a picture's decoding in one piece may take; a larger picture is decoded strip by strip, 0: every picture [default: what is free]",
+    },
+    OwnFlag {
         name: "dynamic-prompts",
         value: Some("auto|on|off"),
         help: "Wildcards and dynamic prompts; auto: on where DATA/wildcards or the extension's folder of wildcards is there [default: auto]",

@@ -183,6 +183,8 @@ pub struct RuntimeConfig {
     pub threads: Option<usize>,
     pub device_id: i32,
     pub model_memory_bytes: Option<u64>,
+    /// `--decode-memory`: what decoding a picture in one piece may take; `None`: what is free.
+    pub decode_memory_bytes: Option<u64>,
     pub load_at_start: bool,
     /// `--disable-nan-check`: a picture of no numbers is answered, black, instead of an error.
     pub answers_nan: bool,
@@ -449,7 +451,10 @@ impl Folders {
 impl RuntimeConfig {
     fn from_flags(flags: &Flags, environment: &Environment) -> Result<Self, ConfigError> {
         const BYTES_PER_GIB: f64 = 1024.0 * 1024.0 * 1024.0;
-        let memory: Option<f64> = number(flags, "model-memory")?;
+        let gib = |flag| -> Result<Option<u64>, ConfigError> {
+            let given: Option<f64> = number(flags, flag)?;
+            Ok(given.map(|gib| (gib * BYTES_PER_GIB) as u64))
+        };
         let on_cpu = flags
             .values("use_cpu")
             .iter()
@@ -466,7 +471,8 @@ impl RuntimeConfig {
             execution_providers,
             threads: number(flags, "threads")?,
             device_id: number(flags, "device_id")?.unwrap_or(0),
-            model_memory_bytes: memory.map(|gib| (gib * BYTES_PER_GIB) as u64),
+            model_memory_bytes: gib("model-memory")?,
+            decode_memory_bytes: gib("decode-memory")?,
             load_at_start: !flags.given("skip_load_model_at_start"),
             answers_nan: flags.given("disable_nan_check"),
             safety_checker: flags.given("safety-checker"),

@@ -11,6 +11,7 @@ use super::graphs::{
     Weights, text_encoder, unet, vae_decoder, vae_encoder,
 };
 use super::networks::{GraphTextEncoder, GraphUnet, GraphVae, LazyGraph, NetworkError};
+use super::vae_strips::StripDecoder;
 use crate::catalogue::{
     CheckpointFamily, CheckpointLayout, HeadRule, LdmConfig, TensorFile, TensorFileError,
     TextTowerConfig, UNET_PREFIX, VAE_PREFIX, detect, find_tower_facts,
@@ -308,20 +309,29 @@ pub(super) fn load_text_encoders(
 }
 
 /// A VAE from its weights. Each half becomes a session when it is first used: a checkpoint's first
-/// step need not wait for its decoder, and the encoder is for pictures that are given.
+/// step need not wait for its decoder, and the encoder is for pictures that are given. A picture that would
+/// take more than `decode_memory_bytes` (`None`: than is free) is decoded strip by strip.
 pub(super) fn load_vae(
     runtime: &Runtime,
     weights: Weights,
     options: BuildOptions,
+    decode_memory_bytes: Option<u64>,
 ) -> Result<Arc<GraphVae>, LoadError> {
+    // Circular padding would have the first strip look at the last one.
+    let strips = if options.tiling {
+        None
+    } else {
+        StripDecoder::new(runtime, &weights, decode_memory_bytes)
+    };
     let half = |name: &'static str, built: BuiltGraph| {
         let (runtime, weights) = (runtime.clone(), weights.clone());
         LazyGraph::new(move || load_built(&runtime, name, &built, &weights))
     };
-    Ok(Arc::new(GraphVae::new(
+    let vae = GraphVae::new(
         half("VAE encoder", vae_encoder(&weights, options)?),
         half("VAE decoder", vae_decoder(&weights, options)?),
-    )))
+    );
+    Ok(Arc::new(vae.with_strips(strips)))
 }
 
 /// A1111's test for SD 2.x without a configuration: on a constant input at the last timestep a

@@ -18,6 +18,7 @@ mod onnx_folder;
 mod provider;
 mod safety;
 mod upscalers;
+mod vae_strips;
 
 pub use checkpoint::{CheckpointPlan, LoadError, open_weights};
 pub use export::{ExportError, export};

@@ -8,6 +8,7 @@ use ndarray::{Array1, Array2, Array3, Array4, ArrayD, Axis, Ix2, Ix3, Ix4, conca
 use parking_lot::Mutex;
 
 use super::graphs::{MERGE_COUNT, MERGE_SOURCES, MERGE_TARGETS, TokenMerge};
+use super::vae_strips::StripDecoder;
 use crate::conditioning::{EncodedText, HiddenState, TextEncoder, TokenBatch};
 use crate::pipeline::{Posterior, Vae};
 use crate::runtime::{Graph, RuntimeError, Tensor};
@@ -456,16 +457,28 @@ impl LazyGraph {
     }
 }
 
-/// A VAE's two sessions.
+/// A VAE's two sessions, and its decoder in strips where it can be cut.
 pub struct GraphVae {
     encoder: LazyGraph,
     decoder: LazyGraph,
+    strips: Option<StripDecoder>,
 }
 
 impl GraphVae {
     #[must_use]
     pub fn new(encoder: LazyGraph, decoder: LazyGraph) -> Self {
-        Self { encoder, decoder }
+        Self {
+            encoder,
+            decoder,
+            strips: None,
+        }
+    }
+
+    /// The same with another way for pictures that do not fit into memory in one piece.
+    #[must_use]
+    pub(super) fn with_strips(mut self, strips: Option<StripDecoder>) -> Self {
+        self.strips = strips;
+        self
     }
 
     fn posterior(&self, pixels: &Array4<f32>) -> Result<Posterior, NetworkError> {
@@ -501,6 +514,11 @@ impl Vae for GraphVae {
     }
 
     fn decode(&self, latent: &Array4<f32>) -> Result<Array4<f32>, Cause> {
+        if let Some(strips) = &self.strips
+            && let Some(allowed) = strips.needed(latent)
+        {
+            return strips.decode(latent, allowed);
+        }
         let decoder = self.decoder.get().map_err(NetworkError::from)?;
         let out = decoder
             .run(&[("latent_sample", latent.into())], &["sample"])
@@ -509,7 +527,7 @@ impl Vae for GraphVae {
     }
 }
 
-fn shaped4(outputs: Vec<ArrayD<f32>>) -> Result<Array4<f32>, NetworkError> {
+pub(super) fn shaped4(outputs: Vec<ArrayD<f32>>) -> Result<Array4<f32>, NetworkError> {
     let array = outputs
         .into_iter()
         .next()

@@ -39,6 +39,9 @@ pub struct ProviderConfig {
     pub tower_folders: Vec<PathBuf>,
     /// Bytes of weights that may stay loaded; what was used last always stays.
     pub memory_budget_bytes: u64,
+    /// Memory that decoding a picture in one piece may take; a larger one is decoded strip by strip. `None`:
+    /// what is free at that moment.
+    pub decode_memory_bytes: Option<u64>,
     /// Results that are no numbers are answered (`--disable-nan-check`).
     pub answers_nan: bool,
     /// The models folder whose safety checker looks at finished pictures; `None`: none does.
@@ -50,6 +53,7 @@ impl Default for ProviderConfig {
         Self {
             tower_folders: Vec::new(),
             memory_budget_bytes: 8 << 30,
+            decode_memory_bytes: None,
             answers_nan: false,
             safety_checker: None,
         }
@@ -646,7 +650,15 @@ impl Provider {
         let mut own = |weights: Weights| -> Result<_, LoadError> {
             let size_bytes = weights.float_bytes();
             self.make_room(loaded, size_bytes, 1);
-            Ok((load_vae(&self.runtime, weights, options)?, size_bytes))
+            Ok((
+                load_vae(
+                    &self.runtime,
+                    weights,
+                    options,
+                    self.config.decode_memory_bytes,
+                )?,
+                size_bytes,
+            ))
         };
         let (vae, size_bytes) = match (file, &main.vae_weights) {
             (Some(file), _) => own(vae_file_weights(&file.path)?)?,

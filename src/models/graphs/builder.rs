@@ -597,6 +597,21 @@ impl<'w> GraphBuilder<'w> {
         stride: i64,
         padding: i64,
     ) -> Result<Value, BuildError> {
+        if self.options.tiling && padding > 0 {
+            let wrapped = self.wrap(x, padding);
+            return self.conv_with_pads(&wrapped, layer, stride, [0; 4]);
+        }
+        self.conv_with_pads(x, layer, stride, [padding; 4])
+    }
+
+    /// A convolution with the stored kernel; `pads` are zeros at the top, left, bottom and right.
+    pub(super) fn conv_with_pads(
+        &mut self,
+        x: &Value,
+        layer: &str,
+        stride: i64,
+        pads: [i64; 4],
+    ) -> Result<Value, BuildError> {
         let name = format!("{layer}.weight");
         let shape = self.weights.shape(&name)?.to_vec();
         let [out, width, kh, kw] = shape[..] else {
@@ -608,20 +623,15 @@ impl<'w> GraphBuilder<'w> {
         };
         let weight = self.weight(&name, &shape)?;
         let bias = self.optional_bias(layer, out)?;
-        let (x, padding) = if self.options.tiling && padding > 0 {
-            (self.wrap(x, padding), 0)
-        } else {
-            (x.clone(), padding)
-        };
         let sizes = [
             ("kernel_shape", Attribute::Ints(vec![kh as i64, kw as i64])),
-            ("pads", Attribute::Ints(vec![padding; 4])),
+            ("pads", Attribute::Ints(pads.to_vec())),
             ("strides", Attribute::Ints(vec![stride; 2])),
         ];
         let y = self.node_in(
             ONNX,
             "Conv",
-            &[Some(&x), Some(&weight), bias.as_ref()],
+            &[Some(x), Some(&weight), bias.as_ref()],
             &sizes,
         );
         if !self.weights.is_adapted(layer) {
@@ -639,7 +649,7 @@ impl<'w> GraphBuilder<'w> {
         let down = self.input(&port.down_input(), float, &down_dims);
         let up = self.input(&port.up_input(), float, &[Dim::Fixed(out), rank, one, one]);
         self.adapters.push(port);
-        let inner = self.node("Conv", &[&x, &down], &sizes);
+        let inner = self.node("Conv", &[x, &down], &sizes);
         let unit = [("kernel_shape", Attribute::Ints(vec![1, 1]))];
         let change = self.node("Conv", &[&inner, &up], &unit);
         Ok(self.add(&y, &change))

@@ -15,6 +15,7 @@ mod text;
 mod token_merging;
 mod unet;
 mod vae;
+mod vae_strips;
 mod weights;
 
 pub use builder::{AdapterPort, BuildOptions, BuiltGraph, SIDE_FILE, Storage};
@@ -26,6 +27,7 @@ pub use token_merging::{MERGE_COUNT, MERGE_SOURCES, MERGE_TARGETS, TokenMerge};
 pub(crate) use unet::context_width;
 pub use unet::{Heads, UnetShape, VectorInput, unet};
 pub use vae::{vae_decoder, vae_encoder};
+pub use vae_strips::{Edges, StripPart, decoder_head, streamed_blocks, strip_graph};
 pub use weights::Weights;
 
 /// Why a graph cannot be built from a checkpoint.

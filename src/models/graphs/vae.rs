@@ -59,30 +59,8 @@ pub fn vae_encoder(weights: &Weights, options: BuildOptions) -> Result<BuiltGrap
 /// When the tensors do not form a decoder that the builder knows.
 pub fn vae_decoder(weights: &Weights, options: BuildOptions) -> Result<BuiltGraph, BuildError> {
     let mut g = GraphBuilder::new("vae_decoder", weights, options);
-    let quantised = weights.has("post_quant_conv.weight");
-    let first = if quantised {
-        "post_quant_conv"
-    } else {
-        "decoder.conv_in"
-    };
-    let channels = weights.dim(&format!("{first}.weight"), 1)?;
-    let channels_out = weights.dim("decoder.conv_out.weight", 0)?;
-    let sample = picture_input(
-        &mut g,
-        "latent_sample",
-        channels,
-        ["latent_height", "latent_width"],
-    );
-    let mut h = sample;
-    if quantised {
-        h = g.conv(&h, "post_quant_conv", 1, 0)?;
-    }
-    h = g.conv(&h, "decoder.conv_in", 1, 1)?;
-    h = middle(&mut g, &h, "decoder.mid")?;
-    let levels = (0..16)
-        .take_while(|level| weights.has_any(&format!("decoder.up.{level}.")))
-        .count();
-    for level in (0..levels).rev() {
+    let mut h = decoder_beginning(&mut g)?;
+    for level in (0..decoder_levels(weights)).rev() {
         let prefix = format!("decoder.up.{level}");
         h = blocks(&mut g, &h, &prefix)?;
         let upsample = format!("{prefix}.upsample.conv");
@@ -94,11 +72,42 @@ pub fn vae_decoder(weights: &Weights, options: BuildOptions) -> Result<BuiltGrap
     h = g.group_norm(&h, "decoder.norm_out", EPS)?;
     h = g.silu(&h);
     h = g.conv(&h, "decoder.conv_out", 1, 1)?;
-    picture_output(&mut g, &h, "sample", channels_out, ["height", "width"]);
+    let channels = weights.dim("decoder.conv_out.weight", 0)?;
+    picture_output(&mut g, &h, "sample", channels, ["height", "width"]);
     Ok(g.finish())
 }
 
-fn picture_input(
+/// Levels of the decoder; the last one has the latent's size.
+pub(super) fn decoder_levels(weights: &Weights) -> usize {
+    (0..16)
+        .take_while(|level| weights.has_any(&format!("decoder.up.{level}.")))
+        .count()
+}
+
+/// The decoder's input and what comes before its levels.
+pub(super) fn decoder_beginning(g: &mut GraphBuilder<'_>) -> Result<Value, BuildError> {
+    let weights = g.weights();
+    let quantised = weights.has("post_quant_conv.weight");
+    let first = if quantised {
+        "post_quant_conv"
+    } else {
+        "decoder.conv_in"
+    };
+    let channels = weights.dim(&format!("{first}.weight"), 1)?;
+    let mut h = picture_input(
+        g,
+        "latent_sample",
+        channels,
+        ["latent_height", "latent_width"],
+    );
+    if quantised {
+        h = g.conv(&h, "post_quant_conv", 1, 0)?;
+    }
+    h = g.conv(&h, "decoder.conv_in", 1, 1)?;
+    middle(g, &h, "decoder.mid")
+}
+
+pub(super) fn picture_input(
     g: &mut GraphBuilder<'_>,
     name: &str,
     channels: usize,
@@ -113,7 +122,7 @@ fn picture_input(
     g.input(name, data_type::FLOAT, &dims)
 }
 
-fn picture_output(
+pub(super) fn picture_output(
     g: &mut GraphBuilder<'_>,
     value: &Value,
     name: &str,
@@ -130,7 +139,11 @@ fn picture_output(
 }
 
 /// The resnets of one level, each followed by its attention where there is one.
-fn blocks(g: &mut GraphBuilder<'_>, x: &Value, prefix: &str) -> Result<Value, BuildError> {
+pub(super) fn blocks(
+    g: &mut GraphBuilder<'_>,
+    x: &Value,
+    prefix: &str,
+) -> Result<Value, BuildError> {
     let mut h = x.clone();
     for n in 0.. {
         let block = format!("{prefix}.block.{n}");
