@@ -1018,7 +1018,7 @@ fn a_file_that_took_another_ones_place_is_never_served_from_memory() {
                 let values = recorded.read_f32(name).unwrap();
                 let shape = recorded.get(name).unwrap().shape.clone();
                 let tensor = ArrayD::from_shape_vec(shape, values).unwrap();
-                let is_alpha = name.ends_with(".alpha");
+                let is_alpha = name.rsplit('.').next() == Some("alpha");
                 (
                     name.to_owned(),
                     if is_alpha { tensor * factor } else { tensor },
