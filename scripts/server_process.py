@@ -41,8 +41,15 @@ class ServerProcess:
     def start(self) -> None:
         """Starts the process.
 
-        Raises RuntimeError when it ends or is not ready within a minute.
+        Raises RuntimeError when it ends or is not ready within a minute; then none is left running.
         """
+        try:
+            self._start()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _start(self) -> None:
         log = (self.data / "server.log").open("ab")
         self.process = subprocess.Popen(
             [self.binary, "--port", str(self.port), "--data-dir", self.data / "data", *self.flags],

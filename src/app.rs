@@ -13,16 +13,16 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::api::{StyleBook, StyleRow};
-use crate::catalogue::{Catalogue, CatalogueConfig, sha256_of};
+use crate::catalogue::{Catalogue, CatalogueConfig};
 use crate::config::{
     Binding, Config, ConfigError, Folders, OutputFolders, QueueConfig, RuntimeConfig, Settings, Tls,
 };
 use crate::http::{self, CurrentModel, Fetcher, Kept, Server, Throttle};
 use crate::jobs::{Engine, GraphRuns, Jobs, QueueLimits, Ticket};
-use crate::models::{CheckpointPlan, Provider, ProviderConfig};
+use crate::models::{Provider, ProviderConfig};
 use crate::pipeline::{
     ExtrasParams, ExtrasResult, GenerateError, GenerationParams, GenerationResult, JobControl,
-    ModelProvider as _, ModelRequest, Prediction, extras, generate,
+    ModelProvider as _, ModelRequest, extras, generate,
 };
 use crate::prompt::parse_styles_csv;
 use crate::runtime::{
@@ -209,6 +209,7 @@ pub async fn run(app: App, listener: TcpListener, port: u16) -> Result<(), Start
     let running = http.map_err(StartError::Serve)?.run();
     let handle = running.handle();
     welcome(&server, port);
+    check_in_background(&server);
     if server.config.runtime.load_at_start {
         load_in_background(&server);
     }
@@ -283,6 +284,13 @@ fn load_in_background(server: &Arc<Server>) {
             tracing::error!(%error, "the checkpoint is not loaded; the first request will say so");
         }
     });
+}
+
+/// Files that cannot be used are told at the start, not when somebody asks for one; a large folder
+/// takes a while.
+fn check_in_background(server: &Arc<Server>) {
+    let catalogue = Arc::clone(&server.catalogue);
+    std::thread::spawn(move || catalogue.check_checkpoints());
 }
 
 /// Says where the server answers and what to do next.
@@ -626,28 +634,12 @@ pub fn export(checkpoint: &Path, folder: &Path, config: &Config) -> anyhow::Resu
     Ok(())
 }
 
-/// `ancestral inspect FILE`: prints what the file is.
+/// `ancestral inspect FILE`: prints what the file (or a folder of ONNX graphs) is and what it lacks.
 ///
 /// # Errors
-/// When the file cannot be read or is no checkpoint; the message says what it is instead.
-pub fn inspect(file: &Path) -> anyhow::Result<()> {
-    let plan = CheckpointPlan::open(file, &[])?;
-    let prediction = match plan.stated_prediction() {
-        Some(Prediction::Epsilon) => "noise (epsilon)",
-        Some(Prediction::Velocity) => "velocity (v)",
-        None => "not stated; found by a test run when it is loaded",
-    };
-    let text = format!(
-        "{}\n  family      {:?}\n  prediction  {prediction}\n  VAE         {}\n  SHA-256     {}\n",
-        file.display(),
-        plan.family(),
-        if plan.has_vae() {
-            "inside"
-        } else {
-            "missing; put one into models/VAE"
-        },
-        sha256_of(file)?,
-    );
-    std::io::stdout().write_all(text.as_bytes())?;
+/// When it cannot be read or is no checkpoint; the message says what it is instead.
+pub fn inspect(file: &Path, config: &Config) -> anyhow::Result<()> {
+    let towers = [config.folders.models.clone()];
+    std::io::stdout().write_all(crate::models::describe(file, &towers)?.as_bytes())?;
     Ok(())
 }

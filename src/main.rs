@@ -28,7 +28,7 @@ fn main() -> ExitCode {
             log_to_standard_error(&config);
             app::export(&checkpoint, &folder, &config)
         }
-        Command::Inspect { file } => app::inspect(&file),
+        Command::Inspect { file, config } => app::inspect(&file, &config),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

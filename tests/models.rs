@@ -1179,3 +1179,262 @@ fn a_small_memory_budget_keeps_one_unet_and_gives_the_same_values() {
     assert_eq!(fingerprint(&adapted(&provider)), first);
     assert_ne!(plain.0, first.0);
 }
+
+/// `changed.safetensors`: a golden checkpoint with its tensors changed. It is the first of the
+/// provider's list, before the golden ones.
+fn provider_of_changed(
+    folder: &Path,
+    name: &str,
+    change: impl Fn(&mut Vec<(String, ArrayD<f32>)>),
+) -> Provider {
+    let source = data_folder().join(format!("models/Stable-diffusion/{name}.safetensors"));
+    let file = TensorFile::open_safetensors(&source).unwrap();
+    let mut tensors = file
+        .iter()
+        .map(|(name, tensor)| {
+            let values = file.read_f32(name).unwrap();
+            let array = ArrayD::from_shape_vec(tensor.shape.clone(), values).unwrap();
+            (name.to_owned(), array)
+        })
+        .collect();
+    change(&mut tensors);
+    let target = folder.join("changed.safetensors");
+    write_tensors(&target, &tensors);
+    std::fs::copy(source.with_extension("yaml"), target.with_extension("yaml")).unwrap();
+    provider(&[target])
+}
+
+#[test]
+fn averaged_weights_beside_the_plain_ones_are_left_alone_and_alone_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let with_averaged = |tensors: &mut Vec<(String, ArrayD<f32>)>| {
+        let averaged: Vec<_> = tensors
+            .iter()
+            .filter(|(name, _)| name.starts_with("model."))
+            .map(|(name, values)| {
+                let name = name.trim_start_matches("model.").replace('.', "");
+                (format!("model_ema.{name}"), values * 0.5)
+            })
+            .collect();
+        assert!(averaged.len() > 100);
+        tensors.extend(averaged);
+    };
+    let provider = provider_of_changed(folder.path(), "tiny-sd1", with_averaged);
+    let got = fingerprint(&provider.load(&ModelRequest::default()).unwrap());
+    let want = fingerprint(&built("tiny-sd1"));
+    assert_close(&got.0, &want.0, 1e-6, "UNet");
+    assert_close(&got.1, &want.1, 1e-6, "text");
+    let provider = provider_of_changed(folder.path(), "tiny-sd1", |tensors| {
+        with_averaged(tensors);
+        tensors.retain(|(name, _)| !name.starts_with("model."));
+    });
+    let error = provider.load(&ModelRequest::default()).err().unwrap();
+    assert!(
+        error
+            .to_string()
+            .contains("only averaged weights (model_ema)"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_checkpoint_without_a_vae_draws_with_a_file_of_the_users_choice() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = provider_of_changed(folder.path(), "tiny-sd1", |tensors| {
+        tensors.retain(|(name, _)| !name.starts_with("first_stage_model."));
+    });
+    let error = provider.load(&ModelRequest::default()).err().unwrap();
+    assert!(
+        error
+            .to_string()
+            .contains("choose one with the option sd_vae"),
+        "{error}"
+    );
+    let request = ModelRequest {
+        vae: "tiny-sd1-vae.safetensors".to_owned(),
+        ..ModelRequest::default()
+    };
+    let model = provider.load(&request).unwrap();
+    assert_eq!(
+        model.vae_file.as_ref().unwrap().0,
+        "tiny-sd1-vae.safetensors"
+    );
+    model.vae.decode(&pattern((1, 4, 4, 4), 1.0)).unwrap();
+    let path = folder.path().join("changed.safetensors");
+    let told = ancestral::models::describe(&path, &[]).unwrap();
+    for part in [
+        "Sd1",
+        "missing; put one into models/VAE",
+        "2 heads (a guess",
+        "F32 in ",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let told = ancestral::models::describe(&path, &[data_folder().join("models")]).unwrap();
+    assert!(told.contains("4 heads\n"), "{told}");
+}
+
+#[test]
+fn inspection_names_what_keeps_a_part_from_being_built() {
+    let folder = tempfile::tempdir().unwrap();
+    let lost = "model.diffusion_model.middle_block.0.in_layers.2.weight";
+    provider_of_changed(folder.path(), "tiny-sd2-v", |tensors| {
+        tensors.retain(|(name, _)| name != lost);
+    });
+    let told =
+        ancestral::models::describe(&folder.path().join("changed.safetensors"), &[]).unwrap();
+    let broken = told
+        .lines()
+        .find(|line| line.contains("broken"))
+        .expect(&told);
+    assert!(
+        broken.contains("middle_block.0.in_layers.2.weight"),
+        "{told}"
+    );
+    assert!(
+        told.contains("Sd2") && told.contains("velocity (v)"),
+        "{told}"
+    );
+    let export = data_folder().join("exports/tiny-sdxl");
+    let told = ancestral::models::describe(&export, &[]).unwrap();
+    assert!(told.contains("Sdxl") && !told.contains("missing"), "{told}");
+    let lora = data_folder().join("models/Lora/tiny-sd1-lora.safetensors");
+    let error = ancestral::models::describe(&lora, &[])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("belong into models/Lora"), "{error}");
+}
+
+/// The content tells the format; the ending only says that it is a checkpoint.
+#[test]
+fn a_checkpoint_called_pt_is_found_by_a_refresh_and_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = provider_of_copy(folder.path(), "tiny-sd1");
+    let models = folder.path().join("models/Stable-diffusion");
+    for ending in ["safetensors", "yaml"] {
+        let target = if ending == "yaml" {
+            "old.yaml"
+        } else {
+            "old.pt"
+        };
+        std::fs::rename(
+            models.join(format!("tiny-sd1.{ending}")),
+            models.join(target),
+        )
+        .unwrap();
+    }
+    provider.catalogue().refresh_checkpoints();
+    let request = ModelRequest {
+        checkpoint: "old.pt".to_owned(),
+        ..ModelRequest::default()
+    };
+    let got = fingerprint(&provider.load(&request).unwrap());
+    assert_eq!(got, fingerprint(&built("tiny-sd1")));
+}
+
+/// A LoRA for both text towers of SDXL equals weights that were changed by hand, tower by tower.
+#[test]
+fn a_lora_reaches_each_text_tower_of_sdxl_by_its_own_names() {
+    const TOWERS: [(&str, &str); 2] = [
+        (
+            "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+            "conditioner.embedders.0.transformer.text_model.encoder.layers.0.mlp.fc1.weight",
+        ),
+        (
+            "lora_te2_text_model_encoder_layers_0_mlp_fc2",
+            "conditioner.embedders.1.model.transformer.resblocks.0.mlp.c_proj.weight",
+        ),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let source = data_folder().join("models/Stable-diffusion/tiny-sdxl.safetensors");
+    let file = TensorFile::open_safetensors(&source).unwrap();
+    let factors = TOWERS.map(|(_, tensor)| {
+        let shape = &file.get(tensor).unwrap().shape;
+        let (up, down): (Array2<f32>, Array2<f32>) =
+            (pattern((shape[0], 1), 0.5), pattern((1, shape[1]), 0.5));
+        (up, down)
+    });
+    for (file, chosen) in [("both", &[0, 1][..]), ("first", &[0]), ("second", &[1])] {
+        let mut tensors = Vec::new();
+        for &tower in chosen {
+            let (up, down) = factors[tower].clone();
+            let key = TOWERS[tower].0;
+            tensors.push((format!("{key}.lora_up.weight"), up.into_dyn()));
+            tensors.push((format!("{key}.lora_down.weight"), down.into_dyn()));
+        }
+        write_tensors(&folder.path().join(format!("{file}.safetensors")), &tensors);
+    }
+    let models = data_folder().join("models");
+    let catalogue = Catalogue::new(CatalogueConfig {
+        models_dir: models.clone(),
+        network_dirs: vec![folder.path().to_owned()],
+        ..CatalogueConfig::default()
+    });
+    let config = ProviderConfig {
+        tower_folders: vec![models],
+        ..ProviderConfig::default()
+    };
+    let with_lora = Provider::new(runtime(), Arc::new(catalogue), config);
+    let states = |model: &Model| {
+        [0, 1].map(|tower: usize| {
+            let batch = TokenBatch {
+                ids: chunk("tiny-sd1", "plain"),
+                overrides: Vec::new(),
+            };
+            let state = HiddenState::Raw { from_end: 1 };
+            model.text_encoders[tower]
+                .encode(&batch, state)
+                .unwrap()
+                .hidden
+        })
+    };
+    let merged = tempfile::tempdir().unwrap();
+    let merged = provider_of_changed(merged.path(), "tiny-sdxl", |tensors| {
+        for (tower, (_, tensor)) in TOWERS.iter().enumerate() {
+            let (_, values) = tensors.iter_mut().find(|(name, _)| name == tensor).unwrap();
+            *values += &(factors[tower].0.dot(&factors[tower].1) * 0.5).into_dyn();
+        }
+    });
+    let want = states(&merged.load(&ModelRequest::default()).unwrap());
+    let plain = states(&built("tiny-sdxl"));
+    for (name, changed) in [
+        ("both", [true, true]),
+        ("first", [true, false]),
+        ("second", [false, true]),
+    ] {
+        let got = states(&with_networks(&with_lora, "tiny-sdxl", &[(name, 0.5, 1.0)]));
+        for tower in 0..2 {
+            let expected = if changed[tower] { &want } else { &plain };
+            assert_close(&got[tower], &expected[tower], 1e-5, name);
+            assert!(difference(&want[tower], &plain[tower]) > 1e-3);
+        }
+    }
+}
+
+#[test]
+fn embeddings_bundled_in_a_lora_are_known_while_it_is_applied() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = provider_of_copy(folder.path(), "tiny-sd1");
+    let loras = folder.path().join("models/Lora");
+    std::fs::create_dir_all(&loras).unwrap();
+    let vectors: Array2<f32> = pattern((2, 128), 1.0);
+    let wide: Array2<f32> = pattern((2, 96), 1.0);
+    let tensors = [
+        (
+            "bundle_emb.mark.string_to_param.*".to_owned(),
+            vectors.into_dyn(),
+        ),
+        (
+            "bundle_emb.wide.string_to_param.*".to_owned(),
+            wide.into_dyn(),
+        ),
+    ];
+    write_tensors(&loras.join("bundle.safetensors"), &tensors);
+    provider.catalogue().networks().refresh();
+    let names = |networks: &[(&str, f64, f64)]| {
+        let model = with_networks(&provider, "tiny-sd1", networks);
+        model.embeddings.as_ref().unwrap().names()
+    };
+    assert_eq!(names(&[("bundle", 1.0, 1.0)]), ["mark"]);
+    assert!(names(&[]).is_empty());
+}

@@ -48,6 +48,7 @@ impl Studio {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("compat-tests/golden/models");
         golden_models::write_data_folder(data.path(), &golden);
         write_attentive(&data.path().join("models/Stable-diffusion"));
+        write_editors(&data.path().join("models/Stable-diffusion"));
         let folder = data.path().display().to_string();
         let checkpoint = format!("{folder}/models/Stable-diffusion/tiny-sd2-v.safetensors");
         let mut flags = vec![
@@ -206,6 +207,38 @@ fn write_attentive(folder: &Path) {
     bytes.extend_from_slice(&data);
     std::fs::write(folder.join("attentive.safetensors"), bytes).expect("a writable folder");
     std::fs::copy(folder.join("tiny-sd1.yaml"), folder.join("attentive.yaml")).expect("a yaml");
+}
+
+/// `edit.safetensors` and `edit-blind.safetensors`: tiny-sd1 with the four input channels more that an
+/// instruct-pix2pix UNet has for the picture; the blind one's have no weight.
+fn write_editors(folder: &Path) {
+    let file = std::fs::read(folder.join("tiny-sd1.safetensors")).expect("a golden checkpoint");
+    let length = u64::from_le_bytes(file[..8].try_into().expect("eight bytes")) as usize;
+    let name = "model.diffusion_model.input_blocks.0.0.weight";
+    for (stem, weight) in [("edit", 0.5), ("edit-blind", 0.0)] {
+        let mut header: Value =
+            serde_json::from_slice(&file[8..8 + length]).expect("a safetensors header");
+        let mut data = file[8 + length..].to_vec();
+        let entry = &mut header[name];
+        assert_eq!(entry["dtype"], "F16");
+        let place = |index: usize| entry["data_offsets"][index].as_u64().expect("a place") as usize;
+        let old = data[place(0)..place(1)].to_vec();
+        let begin = data.len();
+        // Two bytes a value, nine values a channel, four channels an output.
+        for output in old.chunks(2 * 9 * 4) {
+            data.extend_from_slice(output);
+            data.extend(half::f16::from_f32(weight).to_le_bytes().repeat(9 * 4));
+        }
+        entry["shape"][1] = json!(8);
+        entry["data_offsets"] = json!([begin, data.len()]);
+        let header = header.to_string();
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.extend_from_slice(&data);
+        std::fs::write(folder.join(format!("{stem}.safetensors")), bytes).expect("writable");
+        let yaml = folder.join(format!("{stem}.yaml"));
+        std::fs::copy(folder.join("tiny-sd1.yaml"), yaml).expect("a yaml");
+    }
 }
 
 /// Options of a request that draws with `attentive`.
@@ -762,4 +795,66 @@ async fn metrics_tell_how_often_and_how_long_graphs_ran() {
         .find_map(|line| line.strip_prefix("ancestral_graph_run_seconds_total{graph=\"UNet\"} "));
     let seconds: f64 = seconds.expect("a counter").parse().expect("a number");
     assert!(seconds > 0.0);
+}
+
+/// instruct-pix2pix: the picture is conditioning, with a scale of its own. A UNet that gives it no
+/// weight draws what the plain checkpoint draws.
+#[actix_web::test]
+async fn an_instruct_pix2pix_checkpoint_sees_the_picture_it_edits() {
+    let studio = Studio::shared();
+    let init = RgbImage::from_fn(64, 48, |x, y| image::Rgb([x as u8 * 4, y as u8 * 5, 90]));
+    let draw = async |checkpoint: &str, scale: f64| {
+        let body = request(json!({
+            "init_images": [as_base64(&init)], "denoising_strength": 0.9, "image_cfg_scale": scale,
+            "override_settings": {"sd_model_checkpoint": checkpoint},
+        }));
+        studio.draw("/sdapi/v1/img2img", &body).await
+    };
+    let plain = draw("tiny-sd1.safetensors", 1.5).await;
+    let blind = draw("edit-blind.safetensors", 3.0).await;
+    assert_near(&blind.pictures[0], &plain.pictures[0], "blind");
+    let (weak, strong) = (
+        draw("edit.safetensors", 1.5).await,
+        draw("edit.safetensors", 3.0).await,
+    );
+    assert!(weak.pictures != plain.pictures && weak.pictures != strong.pictures);
+    assert!(
+        strong.infotexts[0].contains("Image CFG scale: 3"),
+        "{:?}",
+        strong.infotexts
+    );
+    let body = request(json!({"override_settings": {"sd_model_checkpoint": "edit.safetensors"}}));
+    let (status, answer) = studio.post("/sdapi/v1/txt2img", &body).await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    let sentence = answer["errors"].as_str().unwrap_or_default();
+    assert!(sentence.contains("edits pictures: use img2img"), "{answer}");
+}
+
+/// A cell of an X/Y/Z plot over checkpoints is what a request with that checkpoint draws.
+#[actix_web::test]
+async fn an_xyz_plot_switches_checkpoints() {
+    const CHECKPOINT_NAME: usize = 11;
+    let studio = Studio::shared();
+    let names = ["tiny-sd1.safetensors", "tiny-sd2-v.safetensors"];
+    let mut arguments = vec![json!(false); 18];
+    for axis in [0, 3, 6] {
+        arguments[axis] = json!(0);
+        arguments[axis + 1] = json!("");
+        arguments[axis + 2] = json!([]);
+    }
+    arguments[0] = json!(CHECKPOINT_NAME);
+    arguments[2] = json!(names);
+    arguments[10] = json!(true);
+    arguments[16] = json!(0);
+    let plot = studio
+        .txt2img(json!({"script_name": "X/Y/Z plot", "script_args": arguments}))
+        .await;
+    for (index, name) in names.iter().enumerate() {
+        let alone = studio
+            .txt2img(json!({"override_settings": {"sd_model_checkpoint": name}}))
+            .await;
+        assert!(plot.pictures[index + 1] == alone.pictures[0], "{name}");
+        assert!(plot.pictures[0] != alone.pictures[0]);
+    }
+    assert!(plot.pictures[1] != plot.pictures[2]);
 }

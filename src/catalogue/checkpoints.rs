@@ -1,13 +1,17 @@
 //! The list of checkpoints and VAE files: folders, names, titles, hashes and look-up as A1111 has
 //! them. A folder with an ONNX export in the diffusers layout counts as a checkpoint too.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::hashes::old_hash;
-use super::{EmbeddingList, FaceFiles, HashCache, HypernetworkList, NetworkList, UpscalerList};
+use super::{
+    EmbeddingList, FaceFiles, HashCache, HypernetworkList, NetworkList, TensorFile, UpscalerList,
+    detect,
+};
 
 /// Which folders to look into.
 #[derive(Debug, Clone, Default)]
@@ -44,7 +48,7 @@ pub struct CatalogueConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckpointFormat {
     SafeTensors,
-    /// A torch pickle (`.ckpt`).
+    /// A torch pickle (`.ckpt`, `.pt`).
     Pickle,
     /// A folder of ONNX graphs in the diffusers layout.
     OnnxFolder,
@@ -137,6 +141,8 @@ pub struct Catalogue {
     config: CatalogueConfig,
     hashes: HashCache,
     checkpoints: RwLock<Vec<Checkpoint>>,
+    /// Length and modification time of the weights files that were looked into.
+    checked: Mutex<HashMap<PathBuf, Option<(u64, SystemTime)>>>,
     vaes: RwLock<Vec<VaeFile>>,
     networks: NetworkList,
     embeddings: EmbeddingList,
@@ -167,6 +173,7 @@ impl Catalogue {
             faces: face_files(&config),
             config,
             checkpoints: RwLock::default(),
+            checked: Mutex::default(),
             vaes: RwLock::default(),
         };
         catalogue.refresh_checkpoints();
@@ -237,6 +244,32 @@ impl Catalogue {
             }
         }
         *self.checkpoints.write() = list;
+    }
+
+    /// Looks into the weights files of the list that are new or have changed since the last call, and
+    /// logs each that cannot be used, with its reason; it stays in the list, as in A1111. Gives their
+    /// names and reasons.
+    pub fn check_checkpoints(&self) -> Vec<(String, String)> {
+        let mut checked = self.checked.lock();
+        let mut broken = Vec::new();
+        for checkpoint in self.checkpoints() {
+            let path = &checkpoint.path;
+            let state = fs_err::metadata(path)
+                .and_then(|metadata| Ok((metadata.len(), metadata.modified()?)))
+                .ok();
+            let is_folder = checkpoint.format == CheckpointFormat::OnnxFolder;
+            if is_folder || checked.insert(path.clone(), state) == Some(state) {
+                continue;
+            }
+            let outcome = TensorFile::open(path)
+                .map_err(|error| error.to_string())
+                .and_then(|file| detect(&file));
+            if let Err(reason) = outcome {
+                tracing::warn!(checkpoint = %checkpoint.name, %reason, "this checkpoint cannot be used");
+                broken.push((checkpoint.name, reason));
+            }
+        }
+        broken
     }
 
     /// Scans the VAE folders anew.
@@ -539,7 +572,7 @@ fn checkpoint_format(path: &Path) -> Option<CheckpointFormat> {
     }
     if has_extension(path, &["safetensors"]) {
         Some(CheckpointFormat::SafeTensors)
-    } else if has_extension(path, &["ckpt"]) {
+    } else if has_extension(path, &["ckpt", "pt"]) {
         Some(CheckpointFormat::Pickle)
     } else {
         None
@@ -676,6 +709,8 @@ mod tests {
             "Stable-diffusion/tiny-sd1.safetensors",
             "Stable-diffusion/tiny-sd1-inpaint.safetensors",
             "Stable-diffusion/m2.vae.safetensors",
+            "Stable-diffusion/m2.vae.pt",
+            "Stable-diffusion/old.pt",
             "Stable-diffusion/notes.txt",
             "Stable-diffusion/a/B.safetensors",
         ]);
@@ -684,13 +719,16 @@ mod tests {
             [
                 "m2.ckpt",
                 "m10.safetensors",
+                "old.pt",
                 "tiny-sd1-inpaint.safetensors",
                 "tiny-sd1.safetensors",
                 "a/B.safetensors"
             ]
         );
-        assert_eq!(catalogue.checkpoints()[4].model_name, "a_B");
-        assert_eq!(catalogue.vaes()[0].name, "m2.vae.safetensors");
+        assert_eq!(catalogue.checkpoints()[2].format, CheckpointFormat::Pickle);
+        assert_eq!(catalogue.checkpoints()[5].model_name, "a_B");
+        let vaes: Vec<_> = catalogue.vaes().into_iter().map(|vae| vae.name).collect();
+        assert_eq!(vaes, ["m2.vae.pt", "m2.vae.safetensors"]);
     }
 
     #[test]
@@ -782,6 +820,19 @@ mod tests {
         assert_eq!(catalogue.ensure_hash(&m).unwrap(), "");
         assert_eq!(catalogue.find_exact("m").unwrap().title(), "m.safetensors");
         assert_eq!(catalogue.vae_hash(&catalogue.vaes()[0]).unwrap(), "");
+    }
+
+    #[test]
+    fn a_broken_file_is_told_once_and_again_when_it_has_changed() {
+        let (folder, catalogue) = catalogue(&["Stable-diffusion/m.safetensors"]);
+        let told = catalogue.check_checkpoints();
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].0, "m.safetensors");
+        assert!(told[0].1.contains("its header claims"), "{}", told[0].1);
+        assert_eq!(catalogue.check_checkpoints(), []);
+        fs_err::write(folder.path().join("Stable-diffusion/m.safetensors"), b"1").unwrap();
+        assert!(catalogue.check_checkpoints()[0].1.contains("only 1 bytes"));
+        assert_eq!(names(&catalogue), ["m.safetensors"]);
     }
 
     #[cfg(unix)]

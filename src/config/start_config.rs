@@ -45,6 +45,7 @@ pub enum Command {
     /// Say what a model file is.
     Inspect {
         file: PathBuf,
+        config: Box<Config>,
     },
 }
 
@@ -234,6 +235,7 @@ impl Command {
         match flags.subcommand() {
             Some(("inspect", matches)) => Ok(Self::Inspect {
                 file: path(matches, "file"),
+                config: Box::new(Config::from_flags(&flags, environment)?),
             }),
             Some(("export", matches)) => Ok(Self::Export {
                 checkpoint: path(matches, "checkpoint"),

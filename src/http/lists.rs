@@ -240,7 +240,11 @@ fn metadata_value(text: &str) -> Value {
 
 /// `POST /sdapi/v1/refresh-checkpoints`
 pub(super) async fn refresh_checkpoints(server: web::Data<Server>) -> Answer {
-    in_turn(&server, |server| server.catalogue.refresh_checkpoints()).await
+    in_turn(&server, |server| {
+        server.catalogue.refresh_checkpoints();
+        server.catalogue.check_checkpoints();
+    })
+    .await
 }
 
 /// `POST /sdapi/v1/refresh-vae`

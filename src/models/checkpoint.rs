@@ -52,6 +52,8 @@ pub struct CheckpointPlan {
     pub config: LdmConfig,
     /// Shapes of the text towers, in order.
     pub towers: Vec<TextTowerShape>,
+    /// Towers of an unusual width without a configuration: their heads are a guess.
+    pub guessed_towers: Vec<usize>,
 }
 
 impl CheckpointPlan {
@@ -81,12 +83,21 @@ impl CheckpointPlan {
         };
         let mut folders: Vec<PathBuf> = path.parent().map(Path::to_owned).into_iter().collect();
         folders.extend_from_slice(tower_folders);
-        let towers = tower_shapes(&file, &layout, &config, &folders)?;
+        let (towers, guessed_towers) = tower_shapes(&file, &layout, &config, &folders)?;
+        for tower in &guessed_towers {
+            tracing::warn!(
+                path = %path.display(),
+                tower,
+                heads = towers[*tower].heads,
+                "no configuration of this text encoder was found; its attention heads are taken to be 64 wide"
+            );
+        }
         Ok(Self {
             file,
             layout,
             config,
             towers,
+            guessed_towers,
         })
     }
 
@@ -189,6 +200,24 @@ impl CheckpointPlan {
         Weights::new(Arc::clone(&self.file), VAE_PREFIX)
     }
 
+    /// Why parts of it cannot be built (a missing tensor, a wrong shape), a sentence each.
+    #[must_use]
+    pub fn faults(&self) -> Vec<String> {
+        let options = BuildOptions::default();
+        let vae = self.has_vae().then(|| self.vae_weights());
+        let text = self.towers.iter().enumerate();
+        let mut outcomes = vec![self.build_unet(options)];
+        outcomes.extend(
+            text.map(|(tower, shape)| text_encoder(&self.text_weights(tower), *shape, options)),
+        );
+        if let Some(weights) = &vae {
+            outcomes.push(vae_decoder(weights, options));
+            outcomes.push(vae_encoder(weights, options));
+        }
+        let faults = outcomes.into_iter().filter_map(Result::err);
+        faults.map(|fault| fault.to_string()).collect()
+    }
+
     /// The UNet graph.
     ///
     /// # Errors
@@ -215,8 +244,8 @@ fn tower_shapes(
     layout: &CheckpointLayout,
     config: &LdmConfig,
     folders: &[PathBuf],
-) -> Result<Vec<TextTowerShape>, LoadError> {
-    let mut shapes = Vec::new();
+) -> Result<(Vec<TextTowerShape>, Vec<usize>), LoadError> {
+    let (mut shapes, mut guessed) = (Vec::new(), Vec::new());
     for (index, prefix) in layout.text_prefixes.iter().enumerate() {
         let weights = Weights::new(Arc::clone(file), prefix);
         let (tower, table) = if weights.has("token_embedding.weight") {
@@ -233,11 +262,13 @@ fn tower_shapes(
             } => None,
             named => find_tower_facts(named, folders),
         };
+        let heads = facts.and_then(|facts| facts.heads);
+        if heads.is_none() && !USUAL_TEXT_WIDTHS.contains(&width) {
+            guessed.push(index);
+        }
         shapes.push(TextTowerShape {
             tower,
-            heads: facts
-                .and_then(|facts| facts.heads)
-                .unwrap_or((width / 64).max(1)),
+            heads: heads.unwrap_or((width / 64).max(1)),
             quick_gelu: facts
                 .and_then(|facts| facts.quick_gelu)
                 .unwrap_or(tower == TextTower::Transformers),
@@ -245,8 +276,11 @@ fn tower_shapes(
             projection: has_projection(&weights, layout.family),
         });
     }
-    Ok(shapes)
+    Ok((shapes, guessed))
 }
+
+/// CLIP-L, OpenCLIP-H and bigG, whose attention heads are all 64 wide.
+const USUAL_TEXT_WIDTHS: [usize; 3] = [768, 1024, 1280];
 
 /// SDXL's second tower and the refiner's use the projected end token.
 fn has_projection(weights: &Weights, family: CheckpointFamily) -> bool {

@@ -6,6 +6,7 @@
 
 mod adapted;
 mod checkpoint;
+mod describe;
 mod embeddings;
 mod export;
 mod faces;
@@ -21,6 +22,7 @@ mod upscalers;
 mod vae_strips;
 
 pub use checkpoint::{CheckpointPlan, LoadError, open_weights};
+pub use describe::describe;
 pub use export::{ExportError, export};
 pub use faces::{DetectedFace, FaceRestorers, detected_faces, find_faces};
 pub use networks::{GraphTextEncoder, GraphUnet, GraphVae, NetworkError};

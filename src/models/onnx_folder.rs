@@ -98,17 +98,34 @@ pub(super) fn load_text_encoders(
     folder: &Path,
     facts: &FolderFacts,
 ) -> Result<Vec<Arc<GraphTextEncoder>>, LoadError> {
-    let parts: &[(&str, usize)] = match facts.family {
-        Family::Sd1 | Family::Sd2 => &[("text_encoder", facts.dropped_layers)],
-        Family::Sdxl => &[("text_encoder", 0), ("text_encoder_2", 0)],
-        Family::SdxlRefiner => &[("text_encoder_2", 0)],
-    };
-    parts
+    text_parts(facts.family)
         .iter()
-        .map(|(part, dropped)| {
+        .map(|part| {
             let graph = load_part(runtime, folder, part)?;
-            Ok(Arc::new(GraphTextEncoder::new(graph, *dropped)?))
+            let dropped = match facts.family {
+                Family::Sd1 | Family::Sd2 => facts.dropped_layers,
+                Family::Sdxl | Family::SdxlRefiner => 0,
+            };
+            Ok(Arc::new(GraphTextEncoder::new(graph, dropped)?))
         })
+        .collect()
+}
+
+fn text_parts(family: Family) -> &'static [&'static str] {
+    match family {
+        Family::Sd1 | Family::Sd2 => &["text_encoder"],
+        Family::Sdxl => &["text_encoder", "text_encoder_2"],
+        Family::SdxlRefiner => &["text_encoder_2"],
+    }
+}
+
+/// The graphs that the family needs and the folder lacks.
+pub(super) fn missing_parts(folder: &Path, family: Family) -> Vec<String> {
+    let others = ["unet", "vae_encoder", "vae_decoder"];
+    let needed = text_parts(family).iter().chain(&others);
+    needed
+        .map(|part| format!("{part}/model.onnx"))
+        .filter(|file| !folder.join(file).is_file())
         .collect()
 }
 

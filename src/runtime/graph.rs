@@ -14,12 +14,12 @@ use ort::session::{RunOptions, Session, SessionInputValue};
 use ort::value::{DynValue, Tensor as OrtTensor, TensorElementType, TensorRef, ValueType};
 
 use super::run_times::RunTime;
-use super::{ExecutionProvider, Runtime, RuntimeError};
+use super::{ExecutionProvider, Runtime, RuntimeError, external_data};
 
 /// Where a graph comes from.
 #[derive(Debug, Clone, Copy)]
 pub enum GraphSource<'a> {
-    /// A model file; external data is beside it.
+    /// A model file; external data is beside it, and read into memory.
     File(&'a Path),
     /// A serialised model whose external data, if any, lies in `external_folder`, but for the
     /// initializers in `values`.
@@ -121,6 +121,13 @@ impl Graph {
                     .map_err(|error| refused(error.to_string()))?;
                 builder = builder
                     .with_external_initializer(name, tensor.into_dyn())
+                    .map_err(|error| refused(error.to_string()))?;
+            }
+        }
+        if let GraphSource::File(path) = source {
+            for (name, value) in external_data::read(path).map_err(refused)? {
+                builder = builder
+                    .with_external_initializer(name, value)
                     .map_err(|error| refused(error.to_string()))?;
             }
         }

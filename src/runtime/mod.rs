@@ -4,6 +4,7 @@
 //! The library is looked for at run time ([`find_library`]) and loaded once a process
 //! ([`Runtime::load`]). A [`Graph`] is one session; it takes and gives `ndarray` arrays.
 
+mod external_data;
 mod graph;
 mod library;
 mod memory;

@@ -1,0 +1,278 @@
+//! The weights that an ONNX file keeps in other files beside it (`TensorProto.external_data`).
+//!
+//! The runtime maps such a file and reads from the mapping while it runs, so that a file cut short
+//! while loaded would end the process. Here the values are read into memory instead. Places outside
+//! the model's folder (`..`, absolute paths, links that lead out) are refused, whatever the version of
+//! the runtime does with them. Only the schema's messages that can hold a tensor are read.
+
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Component, Path, PathBuf};
+
+use half::{bf16, f16};
+use ort::value::{DynValue, Tensor as OrtTensor};
+use prost::Message as _;
+
+/// The largest model that protobuf can hold.
+const MAX_MODEL_BYTES: u64 = 1 << 31;
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Model {
+    #[prost(message, optional, tag = "7")]
+    graph: Option<Graph>,
+    #[prost(message, repeated, tag = "25")]
+    functions: Vec<Function>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Graph {
+    #[prost(message, repeated, tag = "1")]
+    node: Vec<Node>,
+    #[prost(message, repeated, tag = "5")]
+    initializer: Vec<Tensor>,
+    #[prost(message, repeated, tag = "15")]
+    sparse_initializer: Vec<Sparse>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Function {
+    #[prost(message, repeated, tag = "7")]
+    node: Vec<Node>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Node {
+    #[prost(message, repeated, tag = "5")]
+    attribute: Vec<Attribute>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Attribute {
+    #[prost(message, optional, tag = "5")]
+    tensor: Option<Tensor>,
+    #[prost(message, optional, tag = "6")]
+    graph: Option<Graph>,
+    #[prost(message, repeated, tag = "10")]
+    tensors: Vec<Tensor>,
+    #[prost(message, repeated, tag = "11")]
+    graphs: Vec<Graph>,
+    #[prost(message, optional, tag = "22")]
+    sparse: Option<Sparse>,
+    #[prost(message, repeated, tag = "23")]
+    sparses: Vec<Sparse>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Sparse {
+    #[prost(message, optional, tag = "1")]
+    values: Option<Tensor>,
+    #[prost(message, optional, tag = "2")]
+    indices: Option<Tensor>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Tensor {
+    #[prost(int64, repeated, tag = "1")]
+    dims: Vec<i64>,
+    #[prost(int32, tag = "2")]
+    data_type: i32,
+    #[prost(string, tag = "8")]
+    name: String,
+    #[prost(message, repeated, tag = "13")]
+    external_data: Vec<Pair>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Pair {
+    #[prost(string, tag = "1")]
+    key: String,
+    #[prost(string, tag = "2")]
+    value: String,
+}
+
+/// The values of the graph's initializers that lie in other files, by name; those of element types
+/// that graphs of ours never have are left to the runtime.
+///
+/// # Errors
+/// One sentence: the file is no model, or names data outside its folder or past the end of a file.
+pub(super) fn read(path: &Path) -> Result<Vec<(String, DynValue)>, String> {
+    let size = fs_err::metadata(path)
+        .map_err(|error| error.to_string())?
+        .len();
+    if size > MAX_MODEL_BYTES {
+        return Err(format!(
+            "it has {size} bytes, more than a model without external data can have"
+        ));
+    }
+    let bytes = fs_err::read(path).map_err(|error| error.to_string())?;
+    let model =
+        Model::decode(bytes.as_slice()).map_err(|error| format!("it is no model: {error}"))?;
+    drop(bytes);
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let places = Places {
+        folder: fs_err::canonicalize(folder).map_err(|error| error.to_string())?,
+    };
+    for node in model.functions.iter().flat_map(|function| &function.node) {
+        places.check_node(node)?;
+    }
+    let Some(graph) = &model.graph else {
+        return Ok(Vec::new());
+    };
+    places.check_graph(graph)?;
+    graph
+        .initializer
+        .iter()
+        .filter(|tensor| !tensor.external_data.is_empty())
+        .filter_map(|tensor| places.value(tensor).transpose())
+        .collect()
+}
+
+struct Places {
+    /// The model's folder, links resolved.
+    folder: PathBuf,
+}
+
+impl Places {
+    fn check_graph(&self, graph: &Graph) -> Result<(), String> {
+        for tensor in &graph.initializer {
+            self.file_of(tensor)?;
+        }
+        for sparse in &graph.sparse_initializer {
+            self.check_sparse(sparse)?;
+        }
+        graph.node.iter().try_for_each(|node| self.check_node(node))
+    }
+
+    fn check_node(&self, node: &Node) -> Result<(), String> {
+        for attribute in &node.attribute {
+            for tensor in attribute.tensor.iter().chain(&attribute.tensors) {
+                self.file_of(tensor)?;
+            }
+            for sparse in attribute.sparse.iter().chain(&attribute.sparses) {
+                self.check_sparse(sparse)?;
+            }
+            for graph in attribute.graph.iter().chain(&attribute.graphs) {
+                self.check_graph(graph)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_sparse(&self, sparse: &Sparse) -> Result<(), String> {
+        for tensor in sparse.values.iter().chain(&sparse.indices) {
+            self.file_of(tensor)?;
+        }
+        Ok(())
+    }
+
+    /// The file that holds a tensor, links resolved; `None`: the model itself.
+    fn file_of(&self, tensor: &Tensor) -> Result<Option<PathBuf>, String> {
+        let Some(location) = tensor.text("location") else {
+            return Ok(None);
+        };
+        let outside = || format!("its external data \"{location}\" lies outside its folder");
+        let relative = Path::new(location);
+        let plain = relative
+            .components()
+            .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        if !plain {
+            return Err(outside());
+        }
+        let file = fs_err::canonicalize(self.folder.join(relative))
+            .map_err(|error| format!("its external data is missing: {error}"))?;
+        if file.starts_with(&self.folder) {
+            Ok(Some(file))
+        } else {
+            Err(outside())
+        }
+    }
+
+    fn value(&self, tensor: &Tensor) -> Result<Option<(String, DynValue)>, String> {
+        let Some(path) = self.file_of(tensor)? else {
+            return Ok(None);
+        };
+        let Some(element_bytes) = element_bytes(tensor.data_type) else {
+            return Ok(None);
+        };
+        let told = || format!("the external data of \"{}\"", tensor.name);
+        let length = tensor
+            .dims
+            .iter()
+            .try_fold(element_bytes, |size, dim| {
+                size.checked_mul(u64::try_from(*dim).ok()?)
+            })
+            .ok_or_else(|| format!("{} has no size that can be", told()))?;
+        if length == 0 {
+            return Ok(None);
+        }
+        let stated = tensor.number("length")?.unwrap_or(length);
+        if stated != length {
+            return Err(format!(
+                "{} has {stated} bytes, its shape needs {length}",
+                told()
+            ));
+        }
+        let offset = tensor.number("offset")?.unwrap_or(0);
+        let mut file = fs_err::File::open(&path).map_err(|error| error.to_string())?;
+        let size = file.metadata().map_err(|error| error.to_string())?.len();
+        if offset.checked_add(length).is_none_or(|end| end > size) {
+            return Err(format!(
+                "{} lies past the end of {} (is the download complete?)",
+                told(),
+                path.display()
+            ));
+        }
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+        file.seek(SeekFrom::Start(offset))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .map_err(|error| error.to_string())?;
+        let value = tensor_of(tensor.data_type, &tensor.dims, &bytes)
+            .map_err(|error| format!("{} cannot be used: {error}", told()))?;
+        Ok(value.map(|value| (tensor.name.clone(), value)))
+    }
+}
+
+impl Tensor {
+    fn text(&self, key: &str) -> Option<&str> {
+        let pair = self.external_data.iter().find(|pair| pair.key == key)?;
+        Some(&pair.value)
+    }
+
+    fn number(&self, key: &str) -> Result<Option<u64>, String> {
+        self.text(key)
+            .map(|text| {
+                text.parse()
+                    .map_err(|_| format!("the {key} of \"{}\" is no number: {text}", self.name))
+            })
+            .transpose()
+    }
+}
+
+/// Bytes of one value of a `TensorProto.DataType`; `None` for those that are left to the runtime.
+fn element_bytes(data_type: i32) -> Option<u64> {
+    match data_type {
+        2 | 3 => Some(1),
+        10 | 16 => Some(2),
+        1 | 6 => Some(4),
+        7 | 11 => Some(8),
+        _ => None,
+    }
+}
+
+fn tensor_of(data_type: i32, dims: &[i64], bytes: &[u8]) -> Result<Option<DynValue>, ort::Error> {
+    fn values<T, const N: usize>(bytes: &[u8], convert: impl Fn([u8; N]) -> T) -> Vec<T> {
+        let chunks = bytes.as_chunks::<N>().0;
+        chunks.iter().map(|chunk| convert(*chunk)).collect()
+    }
+    let dims = dims.to_vec();
+    Ok(Some(match data_type {
+        1 => OrtTensor::from_array((dims, values(bytes, f32::from_le_bytes)))?.into_dyn(),
+        2 => OrtTensor::from_array((dims, bytes.to_vec()))?.into_dyn(),
+        3 => OrtTensor::from_array((dims, values(bytes, i8::from_le_bytes)))?.into_dyn(),
+        6 => OrtTensor::from_array((dims, values(bytes, i32::from_le_bytes)))?.into_dyn(),
+        7 => OrtTensor::from_array((dims, values(bytes, i64::from_le_bytes)))?.into_dyn(),
+        10 => OrtTensor::from_array((dims, values(bytes, f16::from_le_bytes)))?.into_dyn(),
+        11 => OrtTensor::from_array((dims, values(bytes, f64::from_le_bytes)))?.into_dyn(),
+        16 => OrtTensor::from_array((dims, values(bytes, bf16::from_le_bytes)))?.into_dyn(),
+        _ => return Ok(None),
+    }))
+}
