@@ -26,8 +26,8 @@ use crate::pipeline::{
 };
 use crate::prompt::parse_styles_csv;
 use crate::runtime::{
-    ExecutionProvider, LibrarySearch, Runtime, RuntimeError, RuntimeOptions, exit_at_once,
-    find_library,
+    ConvSearch, ExecutionProvider, LibrarySearch, Runtime, RuntimeError, RuntimeOptions,
+    exit_at_once, find_library,
 };
 use crate::saving::{FileSaver, NameRules};
 use crate::scripts::{ScriptCall, run_script};
@@ -47,6 +47,8 @@ pub enum StartError {
     NoCheckpoint(PathBuf),
     #[error("--execution-provider: {0}")]
     ExecutionProvider(String),
+    #[error("--conv-search: {0}")]
+    ConvSearch(String),
     #[error("port {port} of {host} is already in use; choose another with --port")]
     PortInUse { host: String, port: u16 },
     #[error("{host}:{port} cannot be bound: {source}")]
@@ -91,6 +93,7 @@ impl App {
             return Err(StartError::NoCheckpoint(folder));
         }
         let runtime = runtime(&config)?;
+        let on_gpu = runtime.is_on_gpu();
         let provider = Provider::new(
             runtime,
             Arc::clone(&catalogue),
@@ -99,6 +102,8 @@ impl App {
                 memory_budget_bytes: memory_budget(&config.runtime),
                 decode_memory_bytes: config.runtime.decode_memory_bytes,
                 answers_nan: config.runtime.answers_nan,
+                half: config.runtime.precision.is_half(on_gpu),
+                half_vae: config.runtime.precision.is_vae_half(on_gpu),
                 safety_checker: config
                     .runtime
                     .safety_checker
@@ -445,8 +450,33 @@ fn runtime(config: &Config) -> Result<Runtime, StartError> {
         providers,
         threads: config.runtime.threads.unwrap_or(0),
         device_id: config.runtime.device_id,
+        gpu_memory_bytes: config.runtime.gpu_memory_bytes,
+        conv_search: match &config.runtime.conv_search {
+            Some(name) => name.parse::<ConvSearch>().map_err(StartError::ConvSearch)?,
+            None => ConvSearch::default(),
+        },
+        cache_folder: config.folders.data.join("cache"),
+        half: config.runtime.precision.is_half(true),
     };
-    Ok(Runtime::load(&library, options)?)
+    let asked_for_gpu = !config.runtime.execution_providers.is_empty()
+        && options
+            .providers
+            .first()
+            .is_some_and(|provider| provider.is_gpu());
+    let runtime = Runtime::load(&library, options)?;
+    let names: Vec<&str> = runtime.providers().iter().map(|it| it.name()).collect();
+    if asked_for_gpu && !runtime.is_on_gpu() {
+        tracing::warn!(
+            "no execution provider of --execution-provider can use a GPU here; graphs run on the CPU"
+        );
+    }
+    tracing::info!(
+        providers = %names.join(", "),
+        device = config.runtime.device_id,
+        half = config.runtime.precision.is_half(runtime.is_on_gpu()),
+        "graphs run on {}", names[0]
+    );
+    Ok(runtime)
 }
 
 fn queue_limits(config: &QueueConfig) -> QueueLimits {

@@ -1438,3 +1438,145 @@ fn embeddings_bundled_in_a_lora_are_known_while_it_is_applied() {
     assert_eq!(names(&[("bundle", 1.0, 1.0)]), ["mark"]);
     assert!(names(&[]).is_empty());
 }
+
+/// The golden models with networks in half precision, the VAE too if `half_vae`.
+fn half_provider(extra: &[PathBuf], half_vae: bool) -> Provider {
+    let models = data_folder().join("models");
+    let catalogue = Catalogue::new(CatalogueConfig {
+        models_dir: models.clone(),
+        extra_checkpoints: extra.to_vec(),
+        ..CatalogueConfig::default()
+    });
+    let config = ProviderConfig {
+        tower_folders: vec![models],
+        half: true,
+        half_vae,
+        ..ProviderConfig::default()
+    };
+    Provider::new(runtime(), Arc::new(catalogue), config)
+}
+
+/// Half precision has 11 bits, so that a single rounding is 5e-4 of a value; a whole network stays within a
+/// hundredth of its largest one. The CPU provider computes some operators in float32 between the casts.
+#[test]
+fn networks_in_half_precision_answer_about_the_same_as_in_float32() {
+    for (name, width) in [("tiny-sd1", 128), ("tiny-sd2-v", 128), ("tiny-sdxl", 160)] {
+        let float = built(name);
+        let request = ModelRequest {
+            checkpoint: format!("{name}.safetensors"),
+            vae: "None".to_owned(),
+            ..ModelRequest::default()
+        };
+        let vector_width = (name == "tiny-sdxl").then_some(float.size_embedding_width * 6);
+        for (upcast_attention, token_merging_ratio) in [(false, 0.0), (true, 0.0), (false, 0.5)] {
+            let request = ModelRequest {
+                upcast_attention,
+                token_merging_ratio,
+                ..request.clone()
+            };
+            let half = half_provider(&[], true).load(&request).unwrap();
+            let float = provider(&[]).load(&request).unwrap();
+            let pooled = float.text_encoders.last().unwrap().width();
+            let input = UnetInput {
+                sample: pattern((2, 4, 8, 8), 1.0),
+                timestep: vec![500.0, 81.5],
+                context: pattern((2, 77, width), 1.0),
+                vector: vector_width.map(|sizes| pattern((2, pooled + sizes), 1.0)),
+            };
+            let what = format!("{name}, upcast {upcast_attention}, merged {token_merging_ratio}");
+            let (got, want) = (half.unet.predict(&input), float.unet.predict(&input));
+            let (got, want) = (got.unwrap(), want.unwrap());
+            let found = difference(&got, &want);
+            assert!(found > 0.0, "{what}: this is float32");
+            assert!(found <= 0.01, "{what}: relative difference {found}");
+
+            let latent = pattern((1, 4, 8, 8), 1.0);
+            let (got, want) = (half.vae.decode(&latent), float.vae.decode(&latent));
+            assert_close(&got.unwrap(), &want.unwrap(), 0.02, &what);
+            let pixels = pattern((1, 3, 64, 64), 1.0);
+            let (got, want) = (half.vae.encode(&pixels), float.vae.encode(&pixels));
+            assert_close(&got.unwrap().mean, &want.unwrap().mean, 0.02, &what);
+
+            let ids = Array2::from_shape_fn((1, 77), |(_, at)| match at {
+                0 => 49406,
+                1..9 => 300 + at as i64,
+                _ => 49407,
+            });
+            let batch = TokenBatch {
+                ids,
+                overrides: Vec::new(),
+            };
+            let state = HiddenState::Normalised { from_end: 1 };
+            for (half, float) in half.text_encoders.iter().zip(&float.text_encoders) {
+                let (got, want) = (half.encode(&batch, state), float.encode(&batch, state));
+                assert_close(&got.unwrap().hidden, &want.unwrap().hidden, 0.01, &what);
+            }
+        }
+    }
+}
+
+/// A copy of tiny-sd1 in which what enters UNet and decoder is a million times as large: past what half
+/// precision holds, and brought back by the first normalisation.
+fn overflowing(folder: &Path) -> PathBuf {
+    let source = data_folder().join("models/Stable-diffusion/tiny-sd1.safetensors");
+    let file = TensorFile::open_safetensors(&source).unwrap();
+    let tensors: Vec<(String, ArrayD<f32>)> = file
+        .iter()
+        .map(|(name, tensor)| {
+            let mut values = file.read_f32(name).unwrap();
+            let large = [
+                "model.diffusion_model.input_blocks.0.0.weight",
+                "first_stage_model.decoder.conv_in.weight",
+            ];
+            if large.contains(&name) {
+                for value in &mut values {
+                    *value *= 1e6;
+                }
+            }
+            let values = ArrayD::from_shape_vec(tensor.shape.clone(), values).unwrap();
+            (name.to_owned(), values)
+        })
+        .collect();
+    let target = folder.join("overflowing.safetensors");
+    write_tensors(&target, &tensors);
+    std::fs::copy(source.with_extension("yaml"), target.with_extension("yaml")).unwrap();
+    target
+}
+
+#[test]
+fn what_overflows_in_half_precision_is_computed_in_float32() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = overflowing(folder.path());
+    let request = ModelRequest {
+        checkpoint: "overflowing.safetensors".to_owned(),
+        vae: "None".to_owned(),
+        ..ModelRequest::default()
+    };
+    let float = provider(std::slice::from_ref(&file))
+        .load(&request)
+        .unwrap();
+    let provider = half_provider(&[file], true);
+    let half = provider.load(&request).unwrap();
+    let input = UnetInput {
+        sample: pattern((1, 4, 8, 8), 1.0),
+        timestep: vec![500.0],
+        context: pattern((1, 77, 128), 1.0),
+        vector: None,
+    };
+    let want = float.unet.predict(&input).unwrap();
+    assert!(want.iter().all(|value| value.is_finite()));
+    assert_eq!(half.unet.predict(&input).unwrap(), want);
+
+    let latent = pattern((1, 4, 8, 8), 1.0);
+    let want = float.vae.decode(&latent).unwrap();
+    assert!(want.iter().all(|value| value.is_finite()));
+    assert_eq!(half.vae.decode(&latent).unwrap(), want);
+
+    // auto_vae_precision off: the picture is what it is.
+    let kept = ModelRequest {
+        keeps_vae_precision: true,
+        ..request
+    };
+    let kept = provider.load(&kept).unwrap().vae.decode(&latent).unwrap();
+    assert!(kept.iter().any(|value| value.is_nan()));
+}

@@ -107,6 +107,9 @@ impl ApiError {
 
 impl From<GenerateError> for ApiError {
     fn from(error: GenerateError) -> Self {
+        if let Some(full) = error.out_of_memory() {
+            return Self::unexpected("OutOfMemoryError", full.to_string());
+        }
         let class = match &error {
             GenerateError::UnknownCheckpoint { .. } | GenerateError::UnknownUpscaler { .. } => {
                 "Exception"
@@ -122,5 +125,25 @@ impl From<GenerateError> for ApiError {
             | GenerateError::Graph { .. } => "RuntimeError",
         };
         Self::unexpected(class, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::OutOfMemory;
+
+    #[test]
+    fn a_device_without_memory_is_told_in_torchs_words() {
+        let error = GenerateError::Graph {
+            graph: "UNet",
+            source: Box::new(OutOfMemory("CUDA out of memory. The UNet".to_owned())),
+        };
+        assert_eq!(
+            ApiError::from(error).body(),
+            json!({
+                "error": "OutOfMemoryError", "detail": "", "body": "", "errors": "CUDA out of memory. The UNet"
+            })
+        );
     }
 }

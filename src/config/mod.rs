@@ -21,7 +21,7 @@ pub use output_folders::OutputFolders;
 pub use service_config::{QueueConfig, RequestLimits, WebhookConfig};
 pub use settings::{Settings, SettingsError};
 pub use start_config::{
-    Binding, Command, Config, ConfigError, DynamicPromptsMode, Folders, Freeze, RuntimeConfig,
-    ServerConfig, Tls,
+    Binding, Command, Config, ConfigError, DynamicPromptsMode, Folders, Freeze, Halves,
+    PrecisionFlags, RuntimeConfig, ServerConfig, Tls,
 };
 pub use table::{OptionEntry, OptionKind, option_table};

@@ -21,6 +21,16 @@ pub(super) const OWN_FLAGS: &[OwnFlag] = &[
         help: "Execution providers to try in order: tensorrt, cuda, directml, cpu [default: cuda, directml, cpu]",
     },
     OwnFlag {
+        name: "gpu-mem-limit",
+        value: Some("GIB"),
+        help: "Memory of a CUDA device that graphs may take [default: what there is]",
+    },
+    OwnFlag {
+        name: "conv-search",
+        value: Some("exhaustive|heuristic|fixed"),
+        help: "How cuDNN chooses its convolutions; exhaustive: slow first step at each new size, fastest later ones [default: heuristic]",
+    },
+    OwnFlag {
         name: "ort-library",
         value: Some("FILE"),
         help: "The ONNX Runtime library [default: ORT_DYLIB_PATH, beside the executable, DATA/runtime, an installed Python package]",

@@ -183,6 +183,11 @@ pub struct RuntimeConfig {
     pub execution_providers: Vec<String>,
     pub threads: Option<usize>,
     pub device_id: i32,
+    /// `--gpu-mem-limit`
+    pub gpu_memory_bytes: Option<u64>,
+    /// `--conv-search`, by name.
+    pub conv_search: Option<String>,
+    pub precision: PrecisionFlags,
     pub model_memory_bytes: Option<u64>,
     /// `--decode-memory`: what decoding a picture in one piece may take; `None`: what is free.
     pub decode_memory_bytes: Option<u64>,
@@ -191,6 +196,59 @@ pub struct RuntimeConfig {
     pub answers_nan: bool,
     /// Finished pictures are looked at by the models folder's safety checker.
     pub safety_checker: bool,
+}
+
+/// What `--precision`, `--no-half` and `--no-half-vae` ask for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PrecisionFlags {
+    pub networks: Halves,
+    /// `--no-half-vae`: the VAE in float32 whatever the rest computes in.
+    pub float_vae: bool,
+}
+
+impl PrecisionFlags {
+    /// Whether UNet and text encoder compute in half precision.
+    #[must_use]
+    pub fn is_half(self, on_gpu: bool) -> bool {
+        match self.networks {
+            Halves::OnGpu => on_gpu,
+            Halves::Always => true,
+            Halves::Never => false,
+        }
+    }
+
+    /// Whether the VAE does.
+    #[must_use]
+    pub fn is_vae_half(self, on_gpu: bool) -> bool {
+        self.is_half(on_gpu) && !self.float_vae
+    }
+}
+
+/// Where networks compute in half precision.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Halves {
+    /// On a GPU (`--precision autocast`).
+    #[default]
+    OnGpu,
+    /// `--precision half`
+    Always,
+    /// `--precision full` or `--no-half`
+    Never,
+}
+
+impl PrecisionFlags {
+    fn from_flags(flags: &Flags) -> Self {
+        let networks = match flags.value("precision") {
+            _ if flags.given("no_half") => Halves::Never,
+            Some("full") => Halves::Never,
+            Some("half") => Halves::Always,
+            _ => Halves::OnGpu,
+        };
+        Self {
+            networks,
+            float_vae: flags.given("no_half_vae"),
+        }
+    }
 }
 
 /// Options that clients may not change.
@@ -475,6 +533,9 @@ impl RuntimeConfig {
             device_id: number(flags, "device_id")?.unwrap_or(0),
             model_memory_bytes: gib("model-memory")?,
             decode_memory_bytes: gib("decode-memory")?,
+            gpu_memory_bytes: gib("gpu-mem-limit")?,
+            conv_search: flags.value("conv-search").map(str::to_owned),
+            precision: PrecisionFlags::from_flags(flags),
             load_at_start: !flags.given("skip_load_model_at_start"),
             answers_nan: flags.given("disable_nan_check"),
             safety_checker: flags.given("safety-checker"),
@@ -588,6 +649,24 @@ mod tests {
         assert_eq!(folders.embeddings, Path::new("/d/embeddings"));
         assert_eq!(folders.loras[0], Path::new("/d/models/Lora"));
         assert_eq!(folders.options_file, Path::new("/d/config.json"));
+    }
+
+    #[test]
+    fn halves_are_for_gpus_unless_a_flag_says_otherwise() {
+        let halves = |arguments: &[&str]| {
+            let flags = Config::from_arguments(arguments)
+                .expect("ok")
+                .runtime
+                .precision;
+            [false, true].map(|on_gpu| (flags.is_half(on_gpu), flags.is_vae_half(on_gpu)))
+        };
+        let (none, both, no_vae) = ((false, false), (true, true), (true, false));
+        assert_eq!(halves(&[]), [none, both]);
+        assert_eq!(halves(&["--no-half-vae"]), [none, no_vae]);
+        assert_eq!(halves(&["--no-half"]), [none, none]);
+        assert_eq!(halves(&["--precision", "full"]), [none, none]);
+        assert_eq!(halves(&["--precision", "half"]), [both, both]);
+        assert_eq!(halves(&["--precision", "half", "--no-half"]), [none, none]);
     }
 
     #[test]

@@ -13,10 +13,9 @@ use std::time::SystemTime;
 use ndarray::{ArrayD, IxDyn};
 use parking_lot::Mutex;
 
-use super::checkpoint::{CheckpointPlan, LoadError, load_built, load_unet};
+use super::checkpoint::{CheckpointPlan, LoadError, load_built, load_unet, unet_session};
 use super::graphs::{
-    AdapterPort, BuildOptions, HypernetworkModules, UnetShape, VectorInput, multiplier_input,
-    text_encoder, unet,
+    AdapterPort, BuildOptions, HypernetworkModules, multiplier_input, text_encoder,
 };
 use super::lora::{AppliedNetwork, ModelPart, PartChanges, changes, weights_of};
 use super::networks::{GraphTextEncoder, GraphUnet};
@@ -212,12 +211,8 @@ impl AdaptedSessions {
             .with_adapted(change.adapted.clone())
             .with_hypernetworks(modules.collect())
             .with_replaced(change.replaced.clone());
-        let shape = UnetShape {
-            heads: self.plan.heads(),
-            vector: VectorInput::Whole,
-        };
-        let built = unet(&weights, shape, self.options)?;
-        let graph = load_built(runtime, "UNet", &built, &weights)?;
+        let shape = self.plan.unet_shape();
+        let (unet, ports) = unet_session(runtime, weights, shape, self.options)?;
         Ok(Session {
             layers: change.adapted.clone(),
             merged,
@@ -225,8 +220,8 @@ impl AdaptedSessions {
                 .iter()
                 .map(|hypernetwork| hypernetwork.identity.clone())
                 .collect(),
-            ports: built.adapters,
-            network: Arc::new(GraphUnet::new(graph)?),
+            ports,
+            network: Arc::new(unet),
         })
     }
 

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use ndarray::{Array3, Array4};
 
 use super::graphs::{
-    BuildError, BuildOptions, BuiltGraph, Heads, TextTower, TextTowerShape, UnetShape, VectorInput,
-    Weights, text_encoder, unet, vae_decoder, vae_encoder,
+    AdapterPort, BuildError, BuildOptions, BuiltGraph, Heads, Precision, TextTower, TextTowerShape,
+    UnetShape, VectorInput, Weights, text_encoder, unet, vae_decoder, vae_encoder,
 };
-use super::networks::{GraphTextEncoder, GraphUnet, GraphVae, LazyGraph, NetworkError};
+use super::networks::{GraphTextEncoder, GraphUnet, GraphVae, InFloat, LazyGraph, NetworkError};
 use super::vae_strips::StripDecoder;
 use crate::catalogue::{
     CheckpointFamily, CheckpointLayout, HeadRule, LdmConfig, TensorFile, TensorFileError,
@@ -223,11 +223,16 @@ impl CheckpointPlan {
     /// # Errors
     /// When the tensors form no UNet that can be built.
     pub fn build_unet(&self, options: BuildOptions) -> Result<BuiltGraph, BuildError> {
-        let shape = UnetShape {
+        unet(&self.unet_weights(), self.unet_shape(), options)
+    }
+
+    /// What the UNet's tensors do not tell.
+    #[must_use]
+    pub fn unet_shape(&self) -> UnetShape {
+        UnetShape {
             heads: self.heads(),
             vector: VectorInput::Whole,
-        };
-        unet(&self.unet_weights(), shape, options)
+        }
     }
 }
 
@@ -321,9 +326,44 @@ pub(super) fn load_unet(
     plan: &CheckpointPlan,
     options: BuildOptions,
 ) -> Result<Arc<GraphUnet>, LoadError> {
-    let built = plan.build_unet(options)?;
-    let graph = load_built(runtime, "UNet", &built, &plan.unet_weights())?;
-    Ok(Arc::new(GraphUnet::new(graph)?))
+    let (unet, _) = unet_session(runtime, plan.unet_weights(), plan.unet_shape(), options)?;
+    Ok(Arc::new(unet))
+}
+
+/// A UNet's session with the layers that networks can change. In half precision it has one in float32 behind it,
+/// unless what is no number is to be answered.
+pub(super) fn unet_session(
+    runtime: &Runtime,
+    weights: Weights,
+    shape: UnetShape,
+    options: BuildOptions,
+) -> Result<(GraphUnet, Vec<AdapterPort>), LoadError> {
+    let built = unet(&weights, shape, options)?;
+    let graph = load_built(runtime, "UNet", &built, &weights)?;
+    let in_float = in_float(options).map(|options| {
+        let runtime = runtime.clone();
+        let graph = LazyGraph::new(move || {
+            let built = unet(&weights, shape, options).map_err(unbuilt)?;
+            load_built(&runtime, "UNet", &built, &weights)
+        });
+        InFloat::new("Unet", graph)
+    });
+    Ok((GraphUnet::new(graph)?.with_float(in_float), built.adapters))
+}
+
+/// The same graph in float32, where it is not that already.
+fn in_float(options: BuildOptions) -> Option<BuildOptions> {
+    (options.precision != Precision::Float).then_some(BuildOptions {
+        precision: Precision::Float,
+        ..options
+    })
+}
+
+fn unbuilt(error: BuildError) -> RuntimeError {
+    RuntimeError::Load {
+        graph: "float32".to_owned(),
+        reason: error.to_string(),
+    }
 }
 
 /// The text towers of a checkpoint.
@@ -365,7 +405,14 @@ pub(super) fn load_vae(
         half("VAE encoder", vae_encoder(&weights, options)?),
         half("VAE decoder", vae_decoder(&weights, options)?),
     );
-    Ok(Arc::new(vae.with_strips(strips)))
+    let vae = vae.with_strips(strips);
+    Ok(Arc::new(match in_float(options) {
+        Some(options) => vae.with_float(
+            half("VAE encoder", vae_encoder(&weights, options)?),
+            half("VAE decoder", vae_decoder(&weights, options)?),
+        ),
+        None => vae,
+    }))
 }
 
 /// A1111's test for SD 2.x without a configuration: on a constant input at the last timestep a

@@ -3,6 +3,7 @@
 //! answered with an error only when a request needs it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ndarray::{Array1, Array2, Array3, Array4, ArrayD, Axis, Ix2, Ix3, Ix4, concatenate, s};
 use parking_lot::Mutex;
@@ -10,8 +11,8 @@ use parking_lot::Mutex;
 use super::graphs::{MERGE_COUNT, MERGE_SOURCES, MERGE_TARGETS, TokenMerge};
 use super::vae_strips::StripDecoder;
 use crate::conditioning::{EncodedText, HiddenState, TextEncoder, TokenBatch};
-use crate::pipeline::{Posterior, Vae};
-use crate::runtime::{Graph, RuntimeError, Tensor};
+use crate::pipeline::{OutOfMemory, Posterior, Vae};
+use crate::runtime::{Graph, Invocation, RuntimeError, Tensor};
 use crate::sampling::{Unet, UnetInput};
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -41,6 +42,63 @@ pub enum NetworkError {
     TooSmallToMerge,
     #[error("a graph gave an output of an unexpected shape {shape:?}")]
     OutputShape { shape: Vec<usize> },
+}
+
+/// The error as the pipeline knows it.
+fn told(error: impl Into<NetworkError>) -> Cause {
+    match error.into() {
+        NetworkError::Runtime(error @ RuntimeError::OutOfMemory { .. }) => {
+            Box::new(OutOfMemory(error.to_string()))
+        }
+        error => Box::new(error),
+    }
+}
+
+/// A network in half precision can overflow; this is what it is computed with then.
+#[derive(Clone)]
+pub struct InFloat {
+    part: &'static str,
+    graph: Arc<LazyGraph>,
+    /// It was needed once: half precision is not tried again.
+    needed: Arc<AtomicBool>,
+}
+
+impl InFloat {
+    /// The same network in float32, loaded when it is needed.
+    #[must_use]
+    pub fn new(part: &'static str, graph: LazyGraph) -> Self {
+        Self {
+            part,
+            graph: Arc::new(graph),
+            needed: Arc::default(),
+        }
+    }
+}
+
+/// What `half` answers, or `float`, where there is one and `half` answered something that is no number.
+fn run_or_upcast(
+    half: &Graph,
+    float: Option<&InFloat>,
+    feeds: &Invocation<'_>,
+    wanted: &[&str],
+) -> Result<Vec<ArrayD<f32>>, RuntimeError> {
+    let Some(float) = float else {
+        return half.run(feeds, wanted);
+    };
+    if !float.needed.load(Ordering::Relaxed) {
+        let outputs = half.run(feeds, wanted)?;
+        if outputs.iter().flatten().all(|value| value.is_finite()) {
+            return Ok(outputs);
+        }
+        // A1111's own words, but for the part.
+        tracing::warn!(
+            "A tensor with NaNs was produced in {}; it is computed in 32-bit float from now on. To start with \
+             that, use the --no-half commandline flag (--no-half-vae for the VAE alone).",
+            float.part
+        );
+        float.needed.store(true, Ordering::Relaxed);
+    }
+    float.graph.get()?.run(feeds, wanted)
 }
 
 /// How the graph wants its timestep.
@@ -75,6 +133,7 @@ pub struct GraphUnet {
     /// Share of the tokens that are merged, where the graph has token merging.
     merge_ratio: Option<f64>,
     networks: Vec<(String, ArrayD<f32>)>,
+    in_float: Option<InFloat>,
 }
 
 impl GraphUnet {
@@ -114,8 +173,15 @@ impl GraphUnet {
             context_width: context.dims.get(2).copied().flatten().unwrap_or(0),
             merge_ratio: graph.input(MERGE_COUNT).map(|_| 0.0),
             networks: Vec::new(),
+            in_float: None,
             graph,
         })
+    }
+
+    /// The same with what it is computed with where half precision overflows.
+    #[must_use]
+    pub fn with_float(self, in_float: Option<InFloat>) -> Self {
+        Self { in_float, ..self }
     }
 
     /// The same session with another share of merged tokens; without effect on a graph that was
@@ -126,6 +192,7 @@ impl GraphUnet {
             graph: Arc::clone(&self.graph),
             networks: self.networks.clone(),
             merge_ratio: self.merge_ratio.map(|_| ratio),
+            in_float: self.in_float.clone(),
             ..*self
         }
     }
@@ -136,6 +203,7 @@ impl GraphUnet {
         Self {
             graph: Arc::clone(&self.graph),
             networks,
+            in_float: self.in_float.clone(),
             ..*self
         }
     }
@@ -197,7 +265,8 @@ impl GraphUnet {
                 (MERGE_COUNT, Array1::from_elem(1, merge.count).into()),
             ]);
         }
-        let out = self.graph.run(&feeds, &["out_sample"])?;
+        let wanted = ["out_sample"];
+        let out = run_or_upcast(&self.graph, self.in_float.as_ref(), &feeds, &wanted)?;
         shaped4(out)
     }
 }
@@ -209,17 +278,21 @@ impl Unet for GraphUnet {
             .windows(2)
             .all(|pair| pair[0].to_bits() == pair[1].to_bits());
         if self.timestep == TimestepForm::Rows || same {
-            return Ok(self.rows(input)?);
+            return self.rows(input).map_err(told);
         }
         let rows: Vec<Array4<f32>> = (0..input.timestep.len())
             .map(|row| self.rows(&one_row(input, row)))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<_, _>>()
+            .map_err(told)?;
         let views: Vec<_> = rows.iter().map(|rows| rows.view()).collect();
         Ok(concatenate(Axis(0), &views)?)
     }
 
     fn terminate(&self) {
         self.graph.terminate();
+        if let Some(float) = self.in_float.as_ref().and_then(|it| it.graph.if_loaded()) {
+            float.terminate();
+        }
     }
 }
 
@@ -389,14 +462,14 @@ impl GraphTextEncoder {
 
 impl TextEncoder for GraphTextEncoder {
     fn encode(&self, batch: &TokenBatch, state: HiddenState) -> Result<EncodedText, Cause> {
-        let (output, index) = self.output_for(state)?;
+        let (output, index) = self.output_for(state).map_err(told)?;
         let has_projection = self.graph.output("text_embeds").is_some();
         let wanted: &[&str] = if has_projection {
             &[&output, "text_embeds"]
         } else {
             &[&output]
         };
-        let mut outputs = self.run(batch, wanted)?.into_iter();
+        let mut outputs = self.run(batch, wanted).map_err(told)?.into_iter();
         let states = outputs.next().ok_or("no output")?;
         let states = match index {
             Some(index) => states.index_axis_move(Axis(0), index),
@@ -455,30 +528,63 @@ impl LazyGraph {
         *graph = Some(Arc::clone(&loaded));
         Ok(loaded)
     }
+
+    /// The session, if it was made and is not being made.
+    fn if_loaded(&self) -> Option<Arc<Graph>> {
+        self.graph.try_lock()?.clone()
+    }
 }
 
 /// A VAE's two sessions, and its decoder in strips where it can be cut.
+#[derive(Clone)]
 pub struct GraphVae {
-    encoder: LazyGraph,
-    decoder: LazyGraph,
-    strips: Option<StripDecoder>,
+    encoder: Arc<LazyGraph>,
+    decoder: Arc<LazyGraph>,
+    strips: Option<Arc<StripDecoder>>,
+    /// Both again for where half precision overflows: encoder, decoder.
+    in_float: Option<[InFloat; 2]>,
 }
 
 impl GraphVae {
     #[must_use]
     pub fn new(encoder: LazyGraph, decoder: LazyGraph) -> Self {
         Self {
-            encoder,
-            decoder,
+            encoder: Arc::new(encoder),
+            decoder: Arc::new(decoder),
             strips: None,
+            in_float: None,
         }
     }
 
     /// The same with another way for pictures that do not fit into memory in one piece.
     #[must_use]
     pub(super) fn with_strips(mut self, strips: Option<StripDecoder>) -> Self {
-        self.strips = strips;
+        self.strips = strips.map(Arc::new);
         self
+    }
+
+    /// The same with what it is computed with where half precision overflows: encoder and decoder. What one
+    /// of them needed the other gets too.
+    #[must_use]
+    pub fn with_float(self, encoder: LazyGraph, decoder: LazyGraph) -> Self {
+        let encoder = InFloat::new("VAE", encoder);
+        let decoder = InFloat {
+            needed: Arc::clone(&encoder.needed),
+            ..InFloat::new("VAE", decoder)
+        };
+        Self {
+            in_float: Some([encoder, decoder]),
+            ..self
+        }
+    }
+
+    /// The same sessions, and what overflows is answered as it is.
+    #[must_use]
+    pub fn without_float(&self) -> Self {
+        Self {
+            in_float: None,
+            ..self.clone()
+        }
     }
 
     fn posterior(&self, pixels: &Array4<f32>) -> Result<Posterior, NetworkError> {
@@ -488,7 +594,9 @@ impl GraphVae {
         } else {
             "latent_sample"
         };
-        let moments = shaped4(encoder.run(&[("sample", pixels.into())], &[name])?)?;
+        let in_float = self.in_float.as_ref().map(|[encoder, _]| encoder);
+        let feeds = [("sample", pixels.into())];
+        let moments = shaped4(run_or_upcast(&encoder, in_float, &feeds, &[name])?)?;
         if name == "latent_sample" {
             // Older exports give a sample or the mode; then there is nothing left to draw.
             let logvar = Array4::from_elem(moments.raw_dim(), -30.0);
@@ -510,7 +618,7 @@ impl GraphVae {
 
 impl Vae for GraphVae {
     fn encode(&self, pixels: &Array4<f32>) -> Result<Posterior, Cause> {
-        Ok(self.posterior(pixels)?)
+        self.posterior(pixels).map_err(told)
     }
 
     fn decode(&self, latent: &Array4<f32>) -> Result<Array4<f32>, Cause> {
@@ -519,11 +627,14 @@ impl Vae for GraphVae {
         {
             return strips.decode(latent, allowed);
         }
-        let decoder = self.decoder.get().map_err(NetworkError::from)?;
-        let out = decoder
-            .run(&[("latent_sample", latent.into())], &["sample"])
-            .map_err(NetworkError::from)?;
-        Ok(shaped4(out)?)
+        let in_float = self.in_float.as_ref().map(|[_, decoder]| decoder);
+        let feeds = [("latent_sample", latent.into())];
+        let out = self
+            .decoder
+            .get()
+            .and_then(|decoder| run_or_upcast(&decoder, in_float, &feeds, &["sample"]))
+            .map_err(told)?;
+        shaped4(out).map_err(told)
     }
 }
 

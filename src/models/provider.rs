@@ -14,7 +14,7 @@ use super::checkpoint::{
 };
 use super::embeddings::FittingEmbeddings;
 use super::faces::FaceRestorers;
-use super::graphs::{BuildOptions, HypernetworkModules, Weights};
+use super::graphs::{BuildOptions, HypernetworkModules, Precision, Weights};
 use super::hypernetwork::open_hypernetwork;
 use super::lora::{AppliedNetwork, bundled_embeddings};
 use super::networks::{GraphTextEncoder, GraphUnet, GraphVae};
@@ -27,9 +27,9 @@ use crate::catalogue::{
 use crate::conditioning::{CacheLimits, ConditioningCache, Embedding, TextEncoder};
 use crate::pipeline::{
     self, Cause, FaceNetworkProvider, Family, Model, ModelProvider, ModelRequest, NetworkKind,
-    Prediction, SafetyChecker, UpscalerProvider,
+    OutOfMemory, Prediction, SafetyChecker, UpscalerProvider,
 };
-use crate::runtime::{Runtime, give_back_free_memory};
+use crate::runtime::{Runtime, RuntimeError, give_back_free_memory};
 
 /// How checkpoints are found and kept.
 #[derive(Debug, Clone)]
@@ -44,6 +44,10 @@ pub struct ProviderConfig {
     pub decode_memory_bytes: Option<u64>,
     /// Results that are no numbers are answered (`--disable-nan-check`).
     pub answers_nan: bool,
+    /// UNet and text encoder compute in half precision.
+    pub half: bool,
+    /// The VAE does.
+    pub half_vae: bool,
     /// The models folder whose safety checker looks at finished pictures; `None`: none does.
     pub safety_checker: Option<PathBuf>,
 }
@@ -55,6 +59,8 @@ impl Default for ProviderConfig {
             memory_budget_bytes: 8 << 30,
             decode_memory_bytes: None,
             answers_nan: false,
+            half: false,
+            half_vae: false,
             safety_checker: None,
         }
     }
@@ -68,7 +74,7 @@ pub struct Provider {
     /// Hypernetwork files that were read, the last ones.
     hypernetworks: Mutex<Vec<(FileState, Arc<HypernetworkModules>)>>,
     /// Most recently used last. Held while loading, so that a checkpoint is loaded once.
-    loaded: Mutex<Vec<Loaded>>,
+    loaded: Arc<Mutex<Vec<Loaded>>>,
     upscalers: UpscalerNetworks,
     faces: FaceRestorers,
     safety_checker: Option<GraphSafetyChecker>,
@@ -82,6 +88,7 @@ struct Identity {
     size_bytes: u64,
     tiling: bool,
     token_merging: bool,
+    precision: Precision,
 }
 
 impl Identity {
@@ -93,6 +100,7 @@ impl Identity {
             size_bytes: metadata.map_or(0, |it| it.len()),
             tiling: options.tiling,
             token_merging: options.token_merging,
+            precision: options.precision,
         }
     }
 
@@ -204,6 +212,20 @@ struct ModelParts {
 impl Provider {
     #[must_use]
     pub fn new(runtime: Runtime, catalogue: Arc<Catalogue>, config: ProviderConfig) -> Self {
+        let loaded = Arc::new(Mutex::new(Vec::<Loaded>::new()));
+        let all = Arc::downgrade(&loaded);
+        // Jobs that run keep what they use. A load in progress is left alone; see `ModelProvider::load`.
+        runtime.when_out_of_memory(move || {
+            let Some(all) = all.upgrade() else {
+                return false;
+            };
+            let Some(mut all) = all.try_lock() else {
+                return false;
+            };
+            let some = !all.is_empty();
+            all.clear();
+            some
+        });
         Self {
             upscalers: UpscalerNetworks::new(runtime.clone(), catalogue.upscalers().clone()),
             safety_checker: config
@@ -215,7 +237,7 @@ impl Provider {
             catalogue,
             config,
             hypernetworks: Mutex::default(),
-            loaded: Mutex::new(Vec::new()),
+            loaded,
         }
     }
 
@@ -298,14 +320,23 @@ impl Provider {
             unet_channels: unet.channels(),
             vae_scale: main.vae_scale,
             alphas_cumprod: Arc::clone(&main.alphas_cumprod),
-            unet: Arc::new(unet.with_merge_ratio(request.token_merging_ratio)),
+            unet: Arc::new(if self.config.answers_nan {
+                unet.with_merge_ratio(request.token_merging_ratio)
+                    .with_float(None)
+            } else {
+                unet.with_merge_ratio(request.token_merging_ratio)
+            }),
             text_state: embeddings.state(main.generation, &networks.applied),
             embeddings: Some(Arc::new(embeddings)),
             text_encoders: text_encoders
                 .into_iter()
                 .map(|encoder| encoder as Arc<dyn TextEncoder>)
                 .collect(),
-            vae: vae as Arc<dyn pipeline::Vae>,
+            vae: if request.keeps_vae_precision || self.config.answers_nan {
+                Arc::new(vae.without_float()) as Arc<dyn pipeline::Vae>
+            } else {
+                vae
+            },
             vae_file,
             text_cache: Arc::clone(&main.text_cache),
             size_embedding_width: main.size_embedding_width,
@@ -324,7 +355,7 @@ impl Provider {
         let networks = self.networks(request, checkpoint)?;
         let mut loaded = self.loaded.lock();
         let plain = networks.applied.is_empty() && networks.hypernetworks.is_empty();
-        let main = self.checkpoint(&mut loaded, checkpoint, variant_of(request), plain)?;
+        let main = self.checkpoint(&mut loaded, checkpoint, self.variant_of(request), plain)?;
         let (unet, text_encoders) =
             self.with_networks(&mut loaded, &main, checkpoint, &networks)?;
         let vae_file =
@@ -538,9 +569,15 @@ impl Provider {
         with_unet: bool,
     ) -> Result<LoadedCheckpoint, LoadError> {
         let plan = CheckpointPlan::open(path, &self.config.tower_folders)?;
-        let unet_bytes = plan.unet_weights().float_bytes();
+        let mut options = options;
+        // SD 2.x overflows in half precision's attention.
+        if let Precision::Half { float_attention } = &mut options.precision {
+            *float_attention |= plan.family() == Family::Sd2;
+        }
+        let share = if self.config.half { 2 } else { 1 };
+        let unet_bytes = plan.unet_weights().float_bytes() / share;
         let text_bytes = (0..plan.towers.len())
-            .map(|tower| plan.text_weights(tower).float_bytes())
+            .map(|tower| plan.text_weights(tower).float_bytes() / share)
             .sum();
         self.make_room(loaded, unet_bytes + text_bytes, 0);
         let stated = plan.stated_prediction();
@@ -635,6 +672,13 @@ impl Provider {
     ) -> Result<Arc<GraphVae>, LoadError> {
         let options = BuildOptions {
             tiling,
+            precision: if self.config.half_vae {
+                Precision::Half {
+                    float_attention: true,
+                }
+            } else {
+                Precision::Float
+            },
             ..BuildOptions::default()
         };
         let mut identity = Identity::of(
@@ -688,6 +732,22 @@ impl Provider {
         Ok(vae)
     }
 
+    /// The variant of the graphs that a request needs.
+    fn variant_of(&self, request: &ModelRequest) -> BuildOptions {
+        BuildOptions {
+            tiling: request.tiling,
+            token_merging: request.token_merging_ratio > 0.0,
+            precision: if self.config.half {
+                Precision::Half {
+                    float_attention: request.upcast_attention,
+                }
+            } else {
+                Precision::Float
+            },
+            ..BuildOptions::default()
+        }
+    }
+
     /// Lets go of what was used longest ago until `needed` more bytes are within the budget, but not
     /// of the `kept` last used; whether they are.
     fn make_room(&self, loaded: &mut Vec<Loaded>, needed: u64, kept: usize) -> bool {
@@ -703,7 +763,20 @@ impl Provider {
 
 impl ModelProvider for Provider {
     fn load(&self, request: &ModelRequest) -> Result<Arc<Model>, Cause> {
-        Ok(Arc::new(self.model(request)?))
+        let loaded = match self.model(request) {
+            Err(LoadError::Runtime(error @ RuntimeError::OutOfMemory { .. })) => {
+                tracing::warn!(%error, "all models are unloaded and the load is tried once more");
+                self.unload_all();
+                self.model(request)
+            }
+            answer => answer,
+        };
+        loaded.map(Arc::new).map_err(|error| match error {
+            LoadError::Runtime(error @ RuntimeError::OutOfMemory { .. }) => {
+                Box::new(OutOfMemory(error.to_string())) as Cause
+            }
+            error => Box::new(error),
+        })
     }
 
     fn knows(&self, checkpoint: &str) -> bool {
@@ -731,15 +804,6 @@ impl ModelProvider for Provider {
 
     fn faces(&self) -> &dyn FaceNetworkProvider {
         &self.faces
-    }
-}
-
-/// The variant of the graphs that a request needs.
-fn variant_of(request: &ModelRequest) -> BuildOptions {
-    BuildOptions {
-        tiling: request.tiling,
-        token_merging: request.token_merging_ratio > 0.0,
-        ..BuildOptions::default()
     }
 }
 

@@ -2,6 +2,11 @@
 
 use super::Cause;
 
+/// A device has no memory left, in torch's words; what fulfils the traits says it as the cause of its error.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct OutOfMemory(pub String);
+
 /// Every way in which a job can fail. The messages are A1111's own where clients show them.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
@@ -30,4 +35,19 @@ pub enum GenerateError {
     Save(#[source] Cause),
     #[error("the {graph} graph failed: {source}")]
     Graph { graph: &'static str, source: Cause },
+}
+
+impl GenerateError {
+    /// What the device without memory said, if that was the cause.
+    #[must_use]
+    pub fn out_of_memory(&self) -> Option<&OutOfMemory> {
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = next {
+            if let Some(found) = error.downcast_ref() {
+                return Some(found);
+            }
+            next = error.source();
+        }
+        None
+    }
 }

@@ -252,6 +252,9 @@ impl<'a> Job<'a> {
                     .bool("sd_vae_overrides_per_model_preferences"),
                 tiling: self.params.tiling,
                 token_merging_ratio,
+                upcast_attention: self.params.options.bool("upcast_attn"),
+                keeps_vae_precision: !self.params.options.bool("auto_vae_precision")
+                    && !self.params.options.bool("auto_vae_precision_bfloat16"),
                 networks: networks.clone(),
             })
             .map_err(GenerateError::Load)

@@ -30,7 +30,7 @@ pub use crate::rng::MAX_RANDOM_SEED;
 pub use crate::sampling::{SAMPLERS, SCHEDULERS};
 pub use control::{JobControl, Stop, Unattended};
 pub use dynamic_prompts::DynamicPrompts;
-pub use error::GenerateError;
+pub use error::{GenerateError, OutOfMemory};
 pub use extras::{ExtrasImage, ExtrasParams, ExtrasResult, ExtrasSize, ExtrasStage, extras};
 pub use faces::{
     FACE_SIDE_PX, FaceModel, FaceNetworkProvider, FaceNetworks, Landmarks, NoFaceNetworks,

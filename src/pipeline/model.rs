@@ -106,6 +106,11 @@ pub struct ModelRequest {
     pub tiling: bool,
     /// Share of the tokens that self-attention at the latent's full size merges; 0: none.
     pub token_merging_ratio: f64,
+    /// The option `upcast_attn`: a UNet in half precision has its attention in float32.
+    pub upcast_attention: bool,
+    /// A VAE in half precision that answers no number is not tried again in float32: the options
+    /// `auto_vae_precision` and `auto_vae_precision_bfloat16` are off.
+    pub keeps_vae_precision: bool,
     /// The networks that the prompt's tags ask for.
     pub networks: PromptNetworks,
 }

@@ -13,6 +13,8 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{RunOptions, Session, SessionInputValue};
 use ort::value::{DynValue, Tensor as OrtTensor, TensorElementType, TensorRef, ValueType};
 
+use super::input_binding::InputBinding;
+use super::providers::{register, settings};
 use super::run_times::RunTime;
 use super::{ExecutionProvider, Runtime, RuntimeError, external_data};
 
@@ -77,10 +79,17 @@ struct Port {
     dims: Vec<Option<usize>>,
 }
 
+struct Running {
+    session: Session,
+    /// What is bound for the next call; `None`: inputs are handed over at each call.
+    binding: Option<InputBinding>,
+}
+
 /// One loaded graph. Calls from several threads are served one after the other.
 pub struct Graph {
     name: String,
-    session: Mutex<Session>,
+    runtime: Runtime,
+    session: Mutex<Running>,
     inputs: HashMap<String, Port>,
     outputs: HashMap<String, Port>,
     time: RunTime,
@@ -98,9 +107,12 @@ impl Graph {
         name: &str,
         source: GraphSource<'_>,
     ) -> Result<Self, RuntimeError> {
-        let refused = |reason: String| RuntimeError::Load {
-            graph: name.to_owned(),
-            reason,
+        let refused = |reason: String| match out_of_memory(runtime, name, &reason) {
+            Some(error) => error,
+            None => RuntimeError::Load {
+                graph: name.to_owned(),
+                reason,
+            },
         };
         let mut builder = session_builder(runtime).map_err(refused)?;
         if let GraphSource::Bytes {
@@ -152,9 +164,17 @@ impl Graph {
                 .iter()
                 .map(|port| (port.name(), port.dtype())),
         );
+        let binding = if runtime.is_on_gpu() {
+            let binding =
+                InputBinding::new(&session).map_err(|error| refused(error.to_string()))?;
+            Some(binding)
+        } else {
+            None
+        };
         Ok(Self {
             name: name.to_owned(),
-            session: Mutex::new(session),
+            runtime: runtime.clone(),
+            session: Mutex::new(Running { session, binding }),
             inputs,
             outputs,
             time: runtime.times.of(name),
@@ -184,19 +204,35 @@ impl Graph {
         self.outputs.keys().map(String::as_str)
     }
 
-    /// Runs the graph and gives the asked-for outputs, as float32, in the order of `wanted`.
+    /// Runs the graph and gives the asked-for outputs, as float32, in the order of `wanted`. Where the device has
+    /// no memory left, what nobody needs is let go of and the call made once more.
     ///
     /// # Errors
     /// [`RuntimeError::Contract`] when a wanted output does not exist, [`RuntimeError::Run`] when
-    /// the runtime fails, [`RuntimeError::Terminated`] after [`Self::terminate`].
+    /// the runtime fails, [`RuntimeError::OutOfMemory`], [`RuntimeError::Terminated`] after
+    /// [`Self::terminate`].
     pub fn run(
         &self,
         inputs: &Invocation<'_>,
         wanted: &[&str],
     ) -> Result<Vec<ArrayD<f32>>, RuntimeError> {
-        let failed = |error: ort::Error| RuntimeError::Run {
-            graph: self.name.clone(),
-            reason: error.to_string(),
+        relieved(&self.runtime, |is_second| {
+            self.run_once(inputs, wanted, is_second)
+        })
+    }
+
+    fn run_once(
+        &self,
+        inputs: &Invocation<'_>,
+        wanted: &[&str],
+        shrinks_arena: bool,
+    ) -> Result<Vec<ArrayD<f32>>, RuntimeError> {
+        let failed = |error: ort::Error| {
+            let reason = error.to_string();
+            out_of_memory(&self.runtime, &self.name, &reason).unwrap_or(RuntimeError::Run {
+                graph: self.name.clone(),
+                reason,
+            })
         };
         if let Some(missing) = wanted
             .iter()
@@ -208,19 +244,30 @@ impl Graph {
             .iter()
             .map(|(name, tensor)| (*name, self.feed(name, tensor)))
             .collect();
-        let values: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = converted
-            .iter()
-            .map(|(name, feed)| Ok((Cow::Borrowed(*name), feed.value()?)))
-            .collect::<Result<_, ort::Error>>()
-            .map_err(failed)?;
-
-        let options = Arc::new(RunOptions::new().map_err(failed)?);
+        let mut options = RunOptions::new().map_err(failed)?;
+        if shrinks_arena && self.runtime.providers.contains(&ExecutionProvider::Cuda) {
+            let arena = format!("gpu:{}", self.runtime.options.device_id);
+            options
+                .set("memory.enable_memory_arena_shrinkage", arena)
+                .map_err(failed)?;
+        }
+        let options = Arc::new(options);
         let ticket = Ticket::new(&self.in_flight, &options);
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let Running { session, binding } = &mut *running;
         // All outputs are fetched: the runtime computes every one anyway, and a selection would take
         // the options out of reach of the thread that terminates the call.
         let begin = Instant::now();
-        let outcome = session.run_with_options(values, &options);
+        let outcome = match binding {
+            Some(binding) => binding
+                .bind(&converted, wanted)
+                .and_then(|()| session.run_binding_with_options(binding.bound(), &options)),
+            None => converted
+                .iter()
+                .map(|(name, feed)| Ok((Cow::Borrowed(*name), feed.value()?)))
+                .collect::<Result<Vec<(Cow<'_, str>, SessionInputValue<'_>)>, ort::Error>>()
+                .and_then(|values| session.run_with_options(values, &options)),
+        };
         self.time.add(begin.elapsed());
         let outputs = outcome.map_err(|error| {
             if error.to_string().contains("terminate flag") {
@@ -241,7 +288,7 @@ impl Graph {
             })
             .collect();
         drop(outputs);
-        drop(session);
+        drop(running);
         drop(ticket);
         taken
     }
@@ -316,7 +363,7 @@ impl Drop for Ticket<'_> {
 }
 
 /// An input in the element type that the graph wants.
-enum Feed<'a> {
+pub(super) enum Feed<'a> {
     Float(CowArray<'a, f32, IxDyn>),
     Half(ArrayD<f16>),
     Int(CowArray<'a, i64, IxDyn>),
@@ -332,6 +379,76 @@ impl Feed<'_> {
             Self::Short(array) => TensorRef::from_array_view(array.view())?.into(),
         })
     }
+
+    /// The same in memory of its own.
+    pub(super) fn owned(&self) -> Result<DynValue, ort::Error> {
+        Ok(match self {
+            Self::Float(array) => OrtTensor::from_array(array.to_owned().into_owned())?.into_dyn(),
+            Self::Half(array) => OrtTensor::from_array(array.clone())?.into_dyn(),
+            Self::Int(array) => OrtTensor::from_array(array.to_owned().into_owned())?.into_dyn(),
+            Self::Short(array) => OrtTensor::from_array(array.clone())?.into_dyn(),
+        })
+    }
+
+    /// Whether `value` has this type, shape and these values, to the bit of a number.
+    pub(super) fn equals(&self, value: &DynValue) -> bool {
+        match self {
+            Self::Float(array) => value
+                .try_extract_array::<f32>()
+                .is_ok_and(|known| known == array.view()),
+            Self::Half(array) => value
+                .try_extract_array::<f16>()
+                .is_ok_and(|known| known == array.view()),
+            Self::Int(array) => value
+                .try_extract_array::<i64>()
+                .is_ok_and(|known| known == array.view()),
+            Self::Short(array) => value
+                .try_extract_array::<i32>()
+                .is_ok_and(|known| known == array.view()),
+        }
+    }
+}
+
+/// `call(false)`, and where the device has no memory left, `call(true)` after what nobody needs was let go of.
+fn relieved<T>(
+    runtime: &Runtime,
+    call: impl Fn(bool) -> Result<T, RuntimeError>,
+) -> Result<T, RuntimeError> {
+    match call(false) {
+        Err(error @ RuntimeError::OutOfMemory { .. }) => {
+            let relief = runtime
+                .relief
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            let freed = relief.is_some_and(|relief| relief());
+            tracing::warn!(%error, freed, "tried once more");
+            call(true)
+        }
+        answer => answer,
+    }
+}
+
+/// The error of a device without memory left, by the words of the runtime, cuDNN, cuBLAS and DirectML.
+fn out_of_memory(runtime: &Runtime, graph: &str, reason: &str) -> Option<RuntimeError> {
+    const WORDS: [&str; 7] = [
+        "Failed to allocate memory",
+        "is smaller than requested bytes",
+        "out of memory",
+        "STATUS_ALLOC_FAILED",
+        "8007000E",
+        "OutOfMemory",
+        "bad_alloc",
+    ];
+    let first = runtime.providers.first()?;
+    WORDS
+        .iter()
+        .any(|words| reason.contains(words))
+        .then(|| RuntimeError::OutOfMemory {
+            device: first.device_name(),
+            graph: graph.to_owned(),
+            reason: reason.to_owned(),
+        })
 }
 
 impl Port {
@@ -396,42 +513,16 @@ fn session_builder(runtime: &Runtime) -> Result<SessionBuilder, String> {
         .map_err(words)?
         .with_intra_op_spinning(false)
         .map_err(words)?
-        .with_memory_pattern(
-            !runtime
-                .options
-                .providers
-                .contains(&ExecutionProvider::DirectMl),
-        )
+        .with_memory_pattern(!runtime.providers.contains(&ExecutionProvider::DirectMl))
         .map_err(words)?;
-    for provider in &runtime.options.providers {
-        register(&mut builder, *provider, runtime.options.device_id);
+    for provider in runtime.providers.iter() {
+        register(
+            &mut builder,
+            *provider,
+            &settings(*provider, &runtime.options),
+        )?;
     }
     Ok(builder)
-}
-
-fn register(builder: &mut SessionBuilder, provider: ExecutionProvider, device: i32) {
-    let dispatch = match provider {
-        ExecutionProvider::Cpu => return,
-        ExecutionProvider::Cuda => ort::ep::CUDA::default().with_device_id(device).build(),
-        ExecutionProvider::TensorRt => ort::ep::TensorRT::default().with_device_id(device).build(),
-        ExecutionProvider::DirectMl => ort::ep::DirectML::default().with_device_id(device).build(),
-    };
-    match dispatch.error_on_failure().register(builder) {
-        Ok(()) => tracing::debug!(provider = provider.name(), "execution provider registered"),
-        Err(error) => {
-            // Every session tries its providers; one line about each is enough.
-            static TOLD: Mutex<Vec<ExecutionProvider>> = Mutex::new(Vec::new());
-            let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
-            if !told.contains(&provider) {
-                told.push(provider);
-                tracing::info!(
-                    provider = provider.name(),
-                    %error,
-                    "this execution provider cannot be used here and is left out"
-                );
-            }
-        }
-    }
 }
 
 /// The asked-for number, or one thread a physical core within what the process may use.
@@ -461,4 +552,61 @@ fn physical_cores() -> Option<usize> {
         }
     }
     (!cores.is_empty()).then_some(cores.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::{LibrarySearch, RuntimeOptions, find_library};
+    use super::*;
+
+    fn runtime() -> Runtime {
+        let search = LibrarySearch {
+            explicit: std::env::var_os("ORT_DYLIB_PATH").map(Into::into),
+            ..LibrarySearch::default()
+        };
+        Runtime::load(&find_library(&search).unwrap(), RuntimeOptions::default()).unwrap()
+    }
+
+    #[test]
+    fn without_memory_a_call_is_made_once_more_after_the_relief() {
+        let runtime = runtime();
+        let relieved_count = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&relieved_count);
+        runtime.when_out_of_memory(move || counter.fetch_add(1, Ordering::Relaxed) == 0);
+        let words = "CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED";
+        let full = || out_of_memory(&runtime, "UNet", words).expect("it is known");
+        let answer = relieved(
+            &runtime,
+            |is_second| {
+                if is_second { Ok(7) } else { Err(full()) }
+            },
+        );
+        assert_eq!(answer.unwrap(), 7);
+        assert_eq!(relieved_count.load(Ordering::Relaxed), 1);
+
+        let answer = relieved(&runtime, |_| Err::<(), _>(full()));
+        let text = answer.unwrap_err().to_string();
+        assert!(
+            text.starts_with("CPU out of memory. The UNet graph"),
+            "{text}"
+        );
+        assert_eq!(relieved_count.load(Ordering::Relaxed), 2);
+
+        let calls = AtomicUsize::new(0);
+        let answer = relieved(&runtime, |_| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            Err::<(), _>(RuntimeError::Terminated {
+                graph: "UNet".to_owned(),
+            })
+        });
+        assert!(answer.is_err());
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn an_error_of_another_kind_is_not_taken_for_a_lack_of_memory() {
+        assert!(out_of_memory(&runtime(), "UNet", "Invalid Feed Input Name").is_none());
+    }
 }

@@ -1,9 +1,9 @@
 //! Finding and loading the ONNX Runtime shared library, and which execution providers sessions get.
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::providers::{ConvSearch, ExecutionProvider, Library, usable};
 use super::run_times::RunTimes;
 use super::{GraphTime, RuntimeError};
 
@@ -18,53 +18,23 @@ pub struct LibrarySearch {
     pub python_prefixes: Vec<PathBuf>,
 }
 
-/// The hardware a graph may run on, by the names that the command line uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ExecutionProvider {
-    Cpu,
-    Cuda,
-    TensorRt,
-    DirectMl,
-}
-
-impl ExecutionProvider {
-    /// The name on the command line and in the log.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
-            Self::TensorRt => "tensorrt",
-            Self::DirectMl => "directml",
-        }
-    }
-}
-
-impl FromStr for ExecutionProvider {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::Cpu, Self::Cuda, Self::TensorRt, Self::DirectMl]
-            .into_iter()
-            .find(|provider| provider.name().eq_ignore_ascii_case(text))
-            .ok_or_else(|| {
-                format!(
-                    "unknown execution provider \"{text}\"; known are cpu, cuda, tensorrt and directml"
-                )
-            })
-    }
-}
-
 /// How sessions are made.
 #[derive(Debug, Clone)]
 pub struct RuntimeOptions {
-    /// Tried in this order by registering; what cannot be registered is logged and left out. The
-    /// CPU is always the last resort.
+    /// Tried in this order; what cannot be used is logged and left out. The CPU is always the last
+    /// resort.
     pub providers: Vec<ExecutionProvider>,
     /// Threads within one operator; 0: one a physical core.
     pub threads: usize,
     /// Which device of the provider.
     pub device_id: i32,
+    /// Bytes that the arena of a CUDA device may take; `None`: what there is.
+    pub gpu_memory_bytes: Option<u64>,
+    pub conv_search: ConvSearch,
+    /// In its `tensorrt/`, TensorRT keeps engines and timings.
+    pub cache_folder: PathBuf,
+    /// Graphs may be in half precision, which TensorRT has to be told.
+    pub half: bool,
 }
 
 impl Default for RuntimeOptions {
@@ -73,6 +43,10 @@ impl Default for RuntimeOptions {
             providers: vec![ExecutionProvider::Cpu],
             threads: 0,
             device_id: 0,
+            gpu_memory_bytes: None,
+            conv_search: ConvSearch::default(),
+            cache_folder: std::env::temp_dir(),
+            half: false,
         }
     }
 }
@@ -83,8 +57,14 @@ pub struct Runtime {
     pub(super) environment: ort::environment::Environment,
     pub(super) options: Arc<RuntimeOptions>,
     pub(super) times: RunTimes,
+    /// What sessions run on, in order.
+    pub(super) providers: Arc<[ExecutionProvider]>,
+    pub(super) relief: Arc<Mutex<Option<Relief>>>,
     library: Arc<Path>,
 }
+
+/// Frees memory that nobody needs at the moment; whether there was any.
+pub(super) type Relief = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// The library can be loaded once a process; later calls share it.
 static LOADED: Mutex<Option<(Arc<Path>, ort::environment::Environment)>> = Mutex::new(None);
@@ -121,7 +101,15 @@ impl Runtime {
             *loaded = Some(entry.clone());
             entry
         };
+        let devices = Library {
+            environment: &environment,
+            path: &library,
+            cache_folder: &options.cache_folder,
+        };
+        let providers = usable(&devices, &options);
         Ok(Self {
+            providers: providers.into(),
+            relief: Arc::default(),
             environment,
             options: Arc::new(options),
             times: RunTimes::default(),
@@ -139,6 +127,27 @@ impl Runtime {
     #[must_use]
     pub fn graph_times(&self) -> Vec<GraphTime> {
         self.times.all()
+    }
+
+    /// What graphs run on: what was asked for and can be used here, in order, the CPU last.
+    #[must_use]
+    pub fn providers(&self) -> &[ExecutionProvider] {
+        &self.providers
+    }
+
+    /// Whether graphs run on a GPU.
+    #[must_use]
+    pub fn is_on_gpu(&self) -> bool {
+        self.providers
+            .first()
+            .is_some_and(|provider| provider.is_gpu())
+    }
+
+    /// What is called when a device has no memory left, before the call is tried again. It must not wait for a
+    /// call of a graph.
+    pub fn when_out_of_memory(&self, relief: impl Fn() -> bool + Send + Sync + 'static) {
+        let mut place = self.relief.lock().unwrap_or_else(PoisonError::into_inner);
+        *place = Some(Arc::new(relief));
     }
 
     /// The options that sessions are made with.
@@ -287,11 +296,5 @@ mod tests {
         if let Err(error) = Runtime::load(&path, RuntimeOptions::default()) {
             assert!(error.to_string().contains("version 1.24 or newer"));
         }
-    }
-
-    #[test]
-    fn providers_are_read_by_name() {
-        assert_eq!("CUDA".parse(), Ok(ExecutionProvider::Cuda));
-        assert!("npu".parse::<ExecutionProvider>().is_err());
     }
 }

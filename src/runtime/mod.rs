@@ -2,17 +2,21 @@
 //! names `ort`, and the only one that may hold `unsafe` code.
 //!
 //! The library is looked for at run time ([`find_library`]) and loaded once a process
-//! ([`Runtime::load`]). A [`Graph`] is one session; it takes and gives `ndarray` arrays.
+//! ([`Runtime::load`]). A [`Graph`] is one session; it takes and gives `ndarray` arrays. On a GPU what it takes is
+//! bound, so that what stays the same from call to call is brought there once.
 
 mod external_data;
 mod graph;
+mod input_binding;
 mod library;
 mod memory;
+mod providers;
 mod run_times;
 
 pub use graph::{Graph, GraphSource, Input, Invocation, Tensor};
-pub use library::{ExecutionProvider, LibrarySearch, Runtime, RuntimeOptions, find_library};
+pub use library::{LibrarySearch, Runtime, RuntimeOptions, find_library};
 pub use memory::{available_memory_bytes, exit_at_once, give_back_free_memory};
+pub use providers::{ConvSearch, ExecutionProvider};
 pub use run_times::GraphTime;
 
 /// Why the runtime could not be loaded or a graph could not be run.
@@ -34,6 +38,14 @@ pub enum RuntimeError {
     /// A run failed.
     #[error("the {graph} graph failed: {reason}")]
     Run { graph: String, reason: String },
+    /// The device has no memory left, also after what nobody needs was let go of. Torch's first words, by
+    /// which clients know it.
+    #[error("{device} out of memory. The {graph} graph failed: {reason}")]
+    OutOfMemory {
+        device: &'static str,
+        graph: String,
+        reason: String,
+    },
     /// A run was stopped by [`Graph::terminate`].
     #[error("the {graph} graph was stopped")]
     Terminated { graph: String },

@@ -23,10 +23,26 @@ pub enum Storage {
     InlineHalf,
 }
 
+/// What a graph computes in. Inputs and outputs are float32 either way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// Float32, whatever the weights are stored in.
+    #[default]
+    Float,
+    /// Half precision, as A1111 computes on a GPU: weights, convolutions and linear layers. Group
+    /// normalisation, the sinusoids of the timestep, the similarities of token merging and the
+    /// attention of VAE and text encoder stay float32.
+    Half {
+        /// The UNet's attention in float32 too: SD 2.x overflows in half, and the option `upcast_attn`.
+        float_attention: bool,
+    },
+}
+
 /// Variants of a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BuildOptions {
     pub storage: Storage,
+    pub precision: Precision,
     /// Circular padding in every 3x3 convolution with padding 1 (A1111's "tiling").
     pub tiling: bool,
     /// Token merging in a UNet's self-attention at the latent's full size.
@@ -37,6 +53,7 @@ impl Default for BuildOptions {
     fn default() -> Self {
         Self {
             storage: Storage::External,
+            precision: Precision::Float,
             tiling: false,
             token_merging: false,
         }
@@ -98,13 +115,37 @@ const RESIDENT_BYTES: u64 = 128 << 10;
 /// value, since a message may have at most 2 GiB.
 const BY_VALUE_BYTES: usize = 1 << 20;
 
+/// What a value's elements are, as far as the builder has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Float,
+    Half,
+    Other,
+}
+
+impl Kind {
+    fn of(element: i32) -> Self {
+        match element {
+            data_type::FLOAT => Self::Float,
+            data_type::FLOAT16 => Self::Half,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// The output of a node, an input or an initializer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Value(Rc<str>);
+pub(super) struct Value {
+    name: Rc<str>,
+    kind: Kind,
+}
 
 impl Value {
-    fn new(name: &str) -> Self {
-        Self(Rc::from(name))
+    fn new(name: &str, kind: Kind) -> Self {
+        Self {
+            name: Rc::from(name),
+            kind,
+        }
     }
 }
 
@@ -133,6 +174,8 @@ pub(super) struct GraphBuilder<'w> {
     graph: GraphProto,
     adapters: Vec<AdapterPort>,
     initializers: HashMap<String, Value>,
+    /// Values that were cast, by the value and what it was cast to.
+    casts: HashMap<(Value, Kind), Value>,
     next_value: usize,
 }
 
@@ -147,6 +190,7 @@ impl<'w> GraphBuilder<'w> {
             },
             adapters: Vec::new(),
             initializers: HashMap::new(),
+            casts: HashMap::new(),
             next_value: 0,
         }
     }
@@ -184,7 +228,7 @@ impl<'w> GraphBuilder<'w> {
 
     pub(super) fn input(&mut self, name: &str, element: i32, dims: &[Dim]) -> Value {
         self.graph.input.push(value_info(name, element, dims));
-        Value::new(name)
+        Value::new(name, Kind::of(element))
     }
 
     /// An input that may be left out, with its default.
@@ -207,8 +251,9 @@ impl<'w> GraphBuilder<'w> {
     }
 
     pub(super) fn output(&mut self, value: &Value, name: &str, dims: &[Dim]) {
+        let value = self.cast_float(value);
         self.graph.node.push(NodeProto {
-            input: vec![value.0.to_string()],
+            input: vec![value.name.to_string()],
             output: vec![name.to_owned()],
             name: format!("output/{name}"),
             op_type: "Identity".to_owned(),
@@ -219,7 +264,8 @@ impl<'w> GraphBuilder<'w> {
             .push(value_info(name, data_type::FLOAT, dims));
     }
 
-    /// A node with one output. `None` inputs are left out ones.
+    /// A node with one output. `None` inputs are left out ones. Where half and float32 meet, it computes in
+    /// half; use [`Self::cast_float`] before to keep a part in float32.
     pub(super) fn node_in(
         &mut self,
         domain: &'static str,
@@ -227,12 +273,47 @@ impl<'w> GraphBuilder<'w> {
         inputs: &[Option<&Value>],
         attributes: &[(&str, Attribute)],
     ) -> Value {
+        // Resize takes its scales in float32 always.
+        let is_half = inputs
+            .iter()
+            .flatten()
+            .any(|value| value.kind == Kind::Half);
+        let inputs: Vec<Option<Value>> = inputs
+            .iter()
+            .map(|value| match value {
+                Some(value) if is_half && op != "Resize" && value.kind == Kind::Float => {
+                    Some(self.cast(value, Kind::Half))
+                }
+                value => value.cloned(),
+            })
+            .collect();
+        let kind = match op {
+            "Shape" | "ArgMax" => Kind::Other,
+            // A node whose data are whole numbers takes no floats; a gathered table is the first input.
+            "Gather" | "GatherND" | "GatherElements" => inputs
+                .first()
+                .and_then(Option::as_ref)
+                .map_or(Kind::Other, |value| value.kind),
+            _ if is_half => Kind::Half,
+            _ if inputs
+                .iter()
+                .flatten()
+                .any(|value| value.kind == Kind::Float) =>
+            {
+                Kind::Float
+            }
+            _ => Kind::Other,
+        };
         self.next_value += 1;
         let name = format!("{op}_{}", self.next_value);
         self.graph.node.push(NodeProto {
             input: inputs
                 .iter()
-                .map(|value| value.map_or_else(String::new, |value| value.0.to_string()))
+                .map(|value| {
+                    value
+                        .as_ref()
+                        .map_or_else(String::new, |value| value.name.to_string())
+                })
                 .collect(),
             output: vec![name.clone()],
             name: name.clone(),
@@ -243,7 +324,7 @@ impl<'w> GraphBuilder<'w> {
                 .collect(),
             domain: domain.to_owned(),
         });
-        Value::new(&name)
+        Value::new(&name, kind)
     }
 
     pub(super) fn node(
@@ -263,13 +344,13 @@ impl<'w> GraphBuilder<'w> {
         let name = format!("TopK_{}", self.next_value);
         let indices = format!("{name}/indices");
         self.graph.node.push(NodeProto {
-            input: vec![x.0.to_string(), count.0.to_string()],
+            input: vec![x.name.to_string(), count.name.to_string()],
             output: vec![format!("{name}/values"), indices.clone()],
             name,
             op_type: "TopK".to_owned(),
             ..NodeProto::default()
         });
-        Value::new(&indices)
+        Value::new(&indices, Kind::Other)
     }
 
     // ---- constants and weights ----------------------------------------------------------------
@@ -306,7 +387,7 @@ impl<'w> GraphBuilder<'w> {
         if let Some(known) = self.initializers.get(&name) {
             return known.clone();
         }
-        let value = Value::new(&name);
+        let value = Value::new(&name, Kind::of(element));
         self.graph.initializer.push(TensorProto {
             dims: signed(dims),
             data_type: element,
@@ -318,14 +399,23 @@ impl<'w> GraphBuilder<'w> {
         value
     }
 
-    /// A weight as float32 with the dimensions `dims`, which may differ from the stored ones as
-    /// long as the number of values is the same.
+    /// A weight in the precision that the graph computes in, with the dimensions `dims`, which may differ
+    /// from the stored ones as long as the number of values is the same.
     pub(super) fn weight(&mut self, name: &str, dims: &[usize]) -> Result<Value, BuildError> {
         let count = dims.iter().product();
-        self.weight_part(name, name, 0, count, dims)
+        let value = self.weight_part(name, name, 0, count, dims)?;
+        Ok(self.in_precision(&value))
     }
 
-    /// `rows` rows of a weight from `first_row` on, as float32; `part` names the piece.
+    /// The same as float32 whatever the graph computes in.
+    fn float_weight(&mut self, name: &str, dims: &[usize]) -> Result<Value, BuildError> {
+        let count = dims.iter().product();
+        let value = self.weight_part(name, name, 0, count, dims)?;
+        Ok(self.cast_float(&value))
+    }
+
+    /// `rows` rows of a weight from `first_row` on, in the precision that the graph computes in; `part` names
+    /// the piece.
     pub(super) fn weight_rows(
         &mut self,
         name: &str,
@@ -337,16 +427,16 @@ impl<'w> GraphBuilder<'w> {
         let row: usize = shape.iter().skip(1).product();
         let total: usize = shape.iter().product();
         let unique = format!("{name}/{part}");
-        self.weight_part(name, &unique, first_row * row, total, dims)
+        let value = self.weight_part(name, &unique, first_row * row, total, dims)?;
+        Ok(self.in_precision(&value))
     }
 
-    /// A weight in its stored type, and whether that is float32; read into memory, for weights that
-    /// the runtime uses as they are.
+    /// A weight in its stored type, read into memory, for weights that the runtime uses as they are.
     pub(super) fn resident_weight(
         &mut self,
         name: &str,
         dims: &[usize],
-    ) -> Result<(Value, bool), BuildError> {
+    ) -> Result<Value, BuildError> {
         let count = dims.iter().product();
         self.initializer(name, name, 0, count, dims, u64::MAX)
     }
@@ -359,28 +449,49 @@ impl<'w> GraphBuilder<'w> {
         total: usize,
         dims: &[usize],
     ) -> Result<Value, BuildError> {
-        let as_float = format!("{unique}/f32");
-        if let Some(known) = self.initializers.get(&as_float) {
+        if let Some(known) = self.initializers.get(unique) {
             return Ok(known.clone());
         }
-        let (value, is_float) =
-            self.initializer(name, unique, first, total, dims, RESIDENT_BYTES)?;
-        let value = if is_float {
-            value
-        } else {
-            self.cast_float(&value)
-        };
-        self.initializers.insert(as_float, value.clone());
+        let value = self.initializer(name, unique, first, total, dims, RESIDENT_BYTES)?;
+        self.initializers.insert(unique.to_owned(), value.clone());
         Ok(value)
     }
 
+    /// As float32; nothing is added where it is that already.
     pub(super) fn cast_float(&mut self, value: &Value) -> Value {
-        let to = Attribute::Int(i64::from(data_type::FLOAT));
-        self.node("Cast", &[value], &[("to", to)])
+        self.cast(value, Kind::Float)
     }
 
-    /// The initializer for values `first..` of a stored tensor of `total` values; true when it is
-    /// float32 already. Up to `resident_bytes` are read from the file.
+    /// In the precision that the graph computes in.
+    pub(super) fn in_precision(&mut self, value: &Value) -> Value {
+        match self.options.precision {
+            Precision::Float => self.cast(value, Kind::Float),
+            Precision::Half { .. } => self.cast(value, Kind::Half),
+        }
+    }
+
+    fn cast(&mut self, value: &Value, kind: Kind) -> Value {
+        if value.kind == kind {
+            return value.clone();
+        }
+        let key = (value.clone(), kind);
+        if let Some(known) = self.casts.get(&key) {
+            return known.clone();
+        }
+        let element = if kind == Kind::Half {
+            data_type::FLOAT16
+        } else {
+            data_type::FLOAT
+        };
+        let to = [("to", Attribute::Int(i64::from(element)))];
+        let mut cast = self.node("Cast", &[value], &to);
+        cast.kind = kind;
+        self.casts.insert(key, cast.clone());
+        cast
+    }
+
+    /// The initializer for values `first..` of a stored tensor of `total` values, in its stored type. Up to
+    /// `resident_bytes` are read from the file.
     fn initializer(
         &mut self,
         name: &str,
@@ -389,7 +500,7 @@ impl<'w> GraphBuilder<'w> {
         total: usize,
         dims: &[usize],
         resident_bytes: u64,
-    ) -> Result<(Value, bool), BuildError> {
+    ) -> Result<Value, BuildError> {
         let stored = self.weights.get(name)?;
         let count: usize = dims.iter().product();
         let stored_count: usize = stored.shape.iter().product();
@@ -405,18 +516,16 @@ impl<'w> GraphBuilder<'w> {
             name: unique.to_owned(),
             ..TensorProto::default()
         };
-        let is_float = if let Some(values) = self.weights.replacement(name) {
+        if let Some(values) = self.weights.replacement(name) {
             tensor.data_type = data_type::FLOAT;
             let part = &values[first..first + count];
             tensor.raw_data = Some(part.iter().flat_map(|v| v.to_le_bytes()).collect());
-            true
         } else {
             match (self.options.storage, self.weights.inline(name)) {
                 (Storage::External, Some(bytes)) => {
                     let size = stored.stored_type.size_bytes() as usize;
                     tensor.data_type = element_of(stored.stored_type, name)?;
                     tensor.raw_data = Some(bytes[first * size..(first + count) * size].to_vec());
-                    tensor.data_type == data_type::FLOAT
                 }
                 (Storage::External, None)
                     if count as u64 * stored.stored_type.size_bytes() <= resident_bytes =>
@@ -427,7 +536,6 @@ impl<'w> GraphBuilder<'w> {
                             .read_range(name, first as u64 * size, count as u64 * size)?;
                     tensor.data_type = element_of(stored.stored_type, name)?;
                     tensor.raw_data = Some(bytes);
-                    tensor.data_type == data_type::FLOAT
                 }
                 (Storage::External, None) => {
                     let size = stored.stored_type.size_bytes();
@@ -444,18 +552,17 @@ impl<'w> GraphBuilder<'w> {
                         value,
                     })
                     .into();
-                    tensor.data_type == data_type::FLOAT
                 }
                 (Storage::InlineHalf, _) => {
                     let values = self.weights.read_f32(name)?;
                     tensor.data_type = data_type::FLOAT16;
                     tensor.raw_data = Some(half_bytes(&values[first..first + count]));
-                    false
                 }
             }
-        };
+        }
+        let kind = Kind::of(tensor.data_type);
         self.graph.initializer.push(tensor);
-        Ok((Value::new(unique), is_float))
+        Ok(Value::new(unique, kind))
     }
 
     // ---- arithmetic ----------------------------------------------------------------------------
@@ -662,7 +769,8 @@ impl<'w> GraphBuilder<'w> {
     }
 
     /// Group normalisation with 32 groups: the groups become the channels of an instance
-    /// normalisation, then the per-channel scale and shift.
+    /// normalisation, then the per-channel scale and shift. In float32 whatever the graph computes in, since
+    /// sums of squares overflow half precision.
     pub(super) fn group_norm(
         &mut self,
         x: &Value,
@@ -671,27 +779,30 @@ impl<'w> GraphBuilder<'w> {
     ) -> Result<Value, BuildError> {
         let name = format!("{layer}.weight");
         let channels = self.weights.dim(&name, 0)?;
-        let groups = self.reshape_to(x, &[0, 32, -1]);
+        let x = self.cast_float(x);
+        let groups = self.reshape_to(&x, &[0, 32, -1]);
         let ones = self.floats("ones_32", &[1.0; 32], &[32]);
         let zeros = self.floats("zeros_32", &[0.0; 32], &[32]);
         let eps = [("epsilon", Attribute::Float(eps))];
         let normal = self.node("InstanceNormalization", &[&groups, &ones, &zeros], &eps);
-        let shape = self.shape_of(x);
+        let shape = self.shape_of(&x);
         let normal = self.reshape(&normal, &shape);
-        let scale = self.weight(&name, &[channels, 1, 1])?;
-        let shift = self.weight(&format!("{layer}.bias"), &[channels, 1, 1])?;
+        let scale = self.float_weight(&name, &[channels, 1, 1])?;
+        let shift = self.float_weight(&format!("{layer}.bias"), &[channels, 1, 1])?;
         let scaled = self.mul(&normal, &scale);
-        Ok(self.add(&scaled, &shift))
+        let shifted = self.add(&scaled, &shift);
+        Ok(self.in_precision(&shifted))
     }
 
     /// `x` less the mean of each of its 32 groups, for which [`Self::group_norm`] has the same answer,
     /// but without the digits that the runtime loses where a mean is large beside its deviation.
     pub(super) fn centred_groups(&mut self, x: &Value) -> Value {
-        let groups = self.reshape_to(x, &[0, 32, -1]);
+        let x = self.cast_float(x);
+        let groups = self.reshape_to(&x, &[0, 32, -1]);
         let axis = self.ints(&[2]);
         let mean = self.node("ReduceMean", &[&groups, &axis], &[]);
         let centred = self.node("Sub", &[&groups, &mean], &[]);
-        let shape = self.shape_of(x);
+        let shape = self.shape_of(&x);
         self.reshape(&centred, &shape)
     }
 
@@ -706,6 +817,28 @@ impl<'w> GraphBuilder<'w> {
             ("epsilon", Attribute::Float(1e-5)),
         ];
         Ok(self.node("LayerNormalization", &[x, &scale, &shift], &options))
+    }
+
+    /// [`Self::attention`] in float32 whatever the graph computes in.
+    pub(super) fn float_attention(
+        &mut self,
+        q: &Value,
+        k: &Value,
+        v: &Value,
+        heads: usize,
+        bias: Option<&Value>,
+    ) -> Value {
+        let [q, k, v] = [q, k, v].map(|value| self.cast_float(value));
+        let h = self.attention(&q, &k, &v, heads, bias);
+        self.in_precision(&h)
+    }
+
+    /// Whether attention that could be computed in half is wanted in float32.
+    pub(super) fn wants_float_attention(&self) -> bool {
+        self.options.precision
+            == Precision::Half {
+                float_attention: true,
+            }
     }
 
     /// Scaled dot-product attention, `[batch, tokens, heads * size]` each, scale `size^-0.5`.

@@ -3,8 +3,8 @@
 //! file (ONNX external data), or, for an export, is written into the model in half precision.
 //!
 //! The graphs compute in float32 in the order of operations of the original modules
-//! (ldm `openaimodel.py`, `model.py`, open_clip and transformers CLIP text towers). Every size is
-//! free, but that of the face networks. The contracts are in `onnx/README.md`.
+//! (ldm `openaimodel.py`, `model.py`, open_clip and transformers CLIP text towers); for GPUs those of a
+//! checkpoint can be built in half precision ([`Precision`]). Every size is free, but that of the face networks. The contracts are in `onnx/README.md`.
 
 mod builder;
 mod esrgan;
@@ -18,7 +18,7 @@ mod vae;
 mod vae_strips;
 mod weights;
 
-pub use builder::{AdapterPort, BuildOptions, BuiltGraph, SIDE_FILE, Storage};
+pub use builder::{AdapterPort, BuildOptions, BuiltGraph, Precision, SIDE_FILE, Storage};
 pub use esrgan::{UpscalerShape, upscaler};
 pub use faces::{FaceShape, codeformer, gfpgan, parsenet, retinaface};
 pub use hypernetwork::{Activation, HypernetworkLayer, HypernetworkModules, multiplier_input};

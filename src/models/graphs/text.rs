@@ -113,14 +113,9 @@ fn embed(
     // Rows are gathered in the stored type, so that the table is not kept twice.
     let tokens = match storage {
         Storage::External => {
-            let (table, is_float) =
-                g.resident_weight(names.token_embedding, &[vocabulary, width])?;
+            let table = g.resident_weight(names.token_embedding, &[vocabulary, width])?;
             let tokens = g.node("Gather", &[&table, ids], &[]);
-            if is_float {
-                tokens
-            } else {
-                g.cast_float(&tokens)
-            }
+            g.cast_float(&tokens)
         }
         Storage::InlineHalf => gather_compact(g, ids, names.token_embedding, width)?,
     };
@@ -221,7 +216,7 @@ impl Tower {
         let h = g.layer_norm(x, &norm1)?;
         let [q, k, v] = self.projections(g, &h, layer)?;
         let [q, k, v] = [q, k, v].map(|rows| g.tokens_of(&rows, &self.batch, self.width));
-        let h = g.attention(&q, &k, &v, self.shape.heads, Some(&self.mask));
+        let h = g.float_attention(&q, &k, &v, self.shape.heads, Some(&self.mask));
         let rows = g.reshape_to(&h, &[-1, self.width as i64]);
         let h = g.linear(&rows, &out)?;
         let x = g.add(x, &h);

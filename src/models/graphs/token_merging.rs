@@ -92,6 +92,7 @@ impl MergeInputs {
 
     /// Chooses by the block's input, `x [b, n, c]`.
     pub(super) fn matching(&self, g: &mut GraphBuilder<'_>, x: &Value) -> Matching {
+        let x = &g.cast_float(x);
         let last = g.ints(&[-1]);
         let norm = g.node("ReduceL2", &[x, &last], &[("keepdims", Attribute::Int(1))]);
         let metric = g.node("Div", &[x, &norm], &[]);
@@ -122,6 +123,7 @@ impl MergeInputs {
     /// `[b, n, c]` → `[b, n - r, c]`: the sources that stay, then the targets, each the mean of
     /// itself and what is merged into it.
     pub(super) fn merge(&self, g: &mut GraphBuilder<'_>, x: &Value, chosen: &Matching) -> Value {
+        let x = &g.cast_float(x);
         let sources = take(g, x, &self.sources);
         let targets = take(g, x, &self.targets);
         let kept = gather_rows(g, &sources, &chosen.kept);
@@ -140,7 +142,8 @@ impl MergeInputs {
         let last = g.ints(&[-1]);
         let counts = g.node("Unsqueeze", &[&counts, &last], &[]);
         let mean = g.node("Div", &[&sum, &counts], &[]);
-        g.concat(&[&kept, &mean], 1)
+        let merged = g.concat(&[&kept, &mean], 1);
+        g.in_precision(&merged)
     }
 
     /// `[b, n - r, c]` → `[b, n, c]` in the order of `like`.

@@ -425,7 +425,12 @@ impl Net {
         let k = g.linear(for_keys, &format!("{layer}.to_k"))?;
         let v = g.linear(for_values, &format!("{layer}.to_v"))?;
         let [q, k, v] = [q, k, v].map(|rows| g.tokens_of(&rows, &self.batch, width));
-        let h = g.attention(&q, &k, &v, self.heads.of(width), None);
+        let heads = self.heads.of(width);
+        let h = if g.wants_float_attention() {
+            g.float_attention(&q, &k, &v, heads, None)
+        } else {
+            g.attention(&q, &k, &v, heads, None)
+        };
         let rows = g.reshape_to(&h, &[-1, width as i64]);
         g.linear(&rows, &format!("{layer}.to_out.0"))
     }

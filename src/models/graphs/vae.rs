@@ -207,7 +207,7 @@ pub(super) fn attend(
         let part = g.linear(&rows, &format!("{layer}.{part}"))?;
         projected.push(g.tokens_of(&part, &batch, channels));
     }
-    let h = g.attention(&projected[0], &projected[1], &projected[2], 1, None);
+    let h = g.float_attention(&projected[0], &projected[1], &projected[2], 1, None);
     let rows = g.reshape_to(&h, &[-1, channels as i64]);
     let rows = g.linear(&rows, &format!("{layer}.proj_out"))?;
     let h = g.picture_of(&rows, &batch, channels, x);
