@@ -237,6 +237,9 @@ fn picture_json(path: &Path) -> Result<Json, String> {
             .map_err(|error| error.to_string())?;
         return serde_json::from_slice(&bytes).map_err(|error| error.to_string());
     }
+    if has_broken_palette(path) {
+        return Err("its palette ends within a colour".to_owned());
+    }
     let mut reader = image::ImageReader::open(path)
         .and_then(image::ImageReader::with_guessed_format)
         .map_err(|error| error.to_string())?;
@@ -250,6 +253,17 @@ fn picture_json(path: &Path) -> Result<Json, String> {
         .map_err(|error| error.to_string())?
         .to_rgb8();
     hidden_json(&picture)
+}
+
+/// Whether the PNG at `path` has a palette of no whole number of colours, which the png crate takes for granted.
+fn has_broken_palette(path: &Path) -> bool {
+    let file = fs_err::File::open(path).map(std::io::BufReader::new);
+    let reader = file
+        .ok()
+        .and_then(|file| png::Decoder::new(file).read_info().ok());
+    let palette =
+        reader.and_then(|reader| reader.info().palette.as_ref().map(|palette| palette.len()));
+    palette.is_some_and(|length| length % 3 != 0)
 }
 
 fn embedding_chunk(path: &Path) -> Option<String> {

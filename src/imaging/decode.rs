@@ -172,6 +172,12 @@ fn decode_png(bytes: &[u8], max_pixels: u64) -> Result<Decoded, DecodeError> {
         width_px: reader.info().width,
         height_px: reader.info().height,
     })?;
+    // The png crate takes a palette of whole colours for granted.
+    if let Some(palette) = &reader.info().palette
+        && palette.len() % 3 != 0
+    {
+        return Err(DecodeError::picture("a palette that ends within a colour"));
+    }
     let mut pixels = vec![0; size];
     let frame = reader
         .next_frame(&mut pixels)
@@ -406,6 +412,19 @@ mod tests {
     fn small_png() -> Vec<u8> {
         let picture = RgbImage::from_raw(2, 1, vec![1, 2, 3, 4, 5, 6]).unwrap();
         encode_png(&picture.into(), &[]).unwrap()
+    }
+
+    #[test]
+    fn a_palette_that_ends_within_a_colour_is_refused() {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, 1, 1);
+        encoder.set_color(png::ColorType::Indexed);
+        encoder.set_palette(vec![9_u8]);
+        encoder.set_trns(vec![1_u8]);
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(&[0]).unwrap();
+        writer.finish().unwrap();
+        assert!(matches!(decode(&bytes), Err(DecodeError::Picture(_))));
     }
 
     #[test]

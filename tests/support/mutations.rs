@@ -246,7 +246,7 @@ pub(crate) fn mutated_picture(random: &mut Random) -> Vec<u8> {
         2 => hidden(random, &json),
         _ => {
             let whole = hidden(random, JSON);
-            mutated(random, &whole)
+            mutated_picture_file(random, &whole)
         }
     }
 }
