@@ -147,7 +147,9 @@ fn answers(c: &mut Criterion) {
     let Ok(body) = read_body(None, sent.as_bytes(), TXT2IMG) else {
         unreachable!("the request is well-formed");
     };
-    let options = Options::default();
+    let mut options = Options::default();
+    options.set("samples_format", json!("png"));
+    options.set("enable_pnginfo", json!(true));
     for count in [1, 4] {
         let result = result(count);
         group.bench_function(format!("answer of {count} 512x512, with PNG"), |b| {
