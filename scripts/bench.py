@@ -37,7 +37,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from server_process import ServerProcess, call, free_port
+from server_process import ServerProcess, call, free_port, memory_mib
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON_PEERS = ("torch", "openvino", "openvino-f32", "onnxruntime")
@@ -81,16 +81,6 @@ class Program(Protocol):
 
     def draw(self, width: int, height: int, steps: int) -> Drawn:
         """Draws a picture."""
-
-
-def peak_mib(pid: int) -> float | None:
-    """The most memory that a process and its children held, MiB; None where the system does not tell."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return None
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
 
 
 def body(width: int, height: int, steps: int) -> dict:
@@ -308,7 +298,7 @@ def measure(who: str, model: str, options: argparse.Namespace) -> list[Measured]
                             at.picture_s.append(time.monotonic() - picture_begin)
                         at.step_s += drawn.step_s[1:] if picture == 0 else drawn.step_s
                     if is_first_size:
-                        at.peak_mib = peak_mib(program.pid)
+                        at.peak_mib = memory_mib(program.pid, "VmHWM")
                     found.append(at)
         except (RuntimeError, OSError) as error:
             logs = [

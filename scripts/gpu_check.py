@@ -29,7 +29,7 @@ import time
 from pathlib import Path
 
 from PIL import Image, ImageChops, ImageStat
-from server_process import ServerProcess, call
+from server_process import ServerProcess, call, memory_mib
 
 BATCHES = (1, 2, 4, 8)
 
@@ -59,7 +59,7 @@ def draw(port: int, steps: int, side: int, batch: int = 1) -> tuple[Image.Image,
     ), elapsed
 
 
-def memory_mib(pid: int) -> str:
+def held_memory(pid: int) -> str:
     """MiB of the GPU that a process has, else of the machine."""
     query = [
         "nvidia-smi",
@@ -76,12 +76,8 @@ def memory_mib(pid: int) -> str:
                 return f"{used.strip()} (GPU)"
     except (OSError, ValueError, subprocess.SubprocessError):
         pass
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return "-"
-    resident = re.search(r"VmRSS:\s+(\d+)", text)
-    return f"{int(resident.group(1)) // 1024} (RAM)" if resident else "-"
+    resident = memory_mib(pid)
+    return "-" if resident is None else f"{int(resident)} (RAM)"
 
 
 def ran_on(log: Path) -> str:
@@ -129,7 +125,7 @@ def row(
                         "out of memory" if "out of memory" in str(error) else "failed"
                     )
             assert server.process is not None
-            memory = memory_mib(server.process.pid)
+            memory = held_memory(server.process.pid)
             where = ran_on(Path(folder) / "server.log")
     if reference:
         difference = ImageChops.difference(picture, reference[0])

@@ -11,6 +11,18 @@ from types import TracebackType
 START_LIMIT_S = 60.0
 
 
+def memory_mib(pid: int, kind: str = "VmRSS") -> float | None:
+    """The memory of a process in MiB: now (VmRSS) or at most so far (VmHWM). None where the system does not tell."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    for line in status.splitlines():
+        if line.startswith(f"{kind}:"):
+            return int(line.split()[1]) / 1024
+    return None
+
+
 def free_port() -> int:
     """A port that nobody listens on now."""
     with socket.socket() as probe:
@@ -80,10 +92,7 @@ class ServerProcess:
     def resident_mib(self) -> float:
         """The memory of the process in MiB (Linux)."""
         assert self.process is not None
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) / 1024
-        return 0.0
+        return memory_mib(self.process.pid) or 0.0
 
     def __enter__(self) -> "ServerProcess":
         self.start()

@@ -27,7 +27,7 @@ use crate::pipeline::{
 use crate::prompt::parse_styles_csv;
 use crate::runtime::{
     ConvSearch, ExecutionProvider, LibrarySearch, Runtime, RuntimeError, RuntimeOptions,
-    exit_at_once, find_library,
+    exit_at_once, find_library, total_memory_bytes,
 };
 use crate::saving::{FileSaver, NameRules};
 use crate::scripts::{ScriptCall, run_script};
@@ -491,15 +491,9 @@ fn queue_limits(config: &QueueConfig) -> QueueLimits {
 /// Half of the machine's memory unless a flag says otherwise.
 fn memory_budget(config: &RuntimeConfig) -> u64 {
     const FALLBACK_BYTES: u64 = 8 << 30;
-    config.model_memory_bytes.unwrap_or_else(|| {
-        let total_kib = fs_err::read_to_string("/proc/meminfo")
-            .ok()
-            .and_then(|text| {
-                let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
-                line.split_whitespace().nth(1)?.parse::<u64>().ok()
-            });
-        total_kib.map_or(FALLBACK_BYTES, |kib| kib * 1024 / 2)
-    })
+    config
+        .model_memory_bytes
+        .unwrap_or_else(|| total_memory_bytes().map_or(FALLBACK_BYTES, |bytes| bytes / 2))
 }
 
 /// The pipeline over checkpoints that the ONNX Runtime runs.

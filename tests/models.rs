@@ -44,6 +44,11 @@ fn data_folder() -> &'static Path {
 }
 
 fn provider(extra: &[PathBuf]) -> Provider {
+    provider_with(extra, ProviderConfig::default())
+}
+
+/// A provider of the golden models and `extra`; `config` says all but the folder of the text towers.
+fn provider_with(extra: &[PathBuf], config: ProviderConfig) -> Provider {
     let models = data_folder().join("models");
     let catalogue = Catalogue::new(CatalogueConfig {
         models_dir: models.clone(),
@@ -52,7 +57,7 @@ fn provider(extra: &[PathBuf]) -> Provider {
     });
     let config = ProviderConfig {
         tower_folders: vec![models],
-        ..ProviderConfig::default()
+        ..config
     };
     Provider::new(runtime(), Arc::new(catalogue), config)
 }
@@ -158,17 +163,11 @@ fn the_vae_gives_the_recorded_posterior_and_picture() {
 /// The decoder on strips of 16 rows, which is what no memory at all gives.
 #[test]
 fn a_picture_decoded_strip_by_strip_is_the_picture_decoded_in_one_piece() {
-    let models = data_folder().join("models");
-    let catalogue = Catalogue::new(CatalogueConfig {
-        models_dir: models.clone(),
-        ..CatalogueConfig::default()
-    });
     let config = ProviderConfig {
-        tower_folders: vec![models],
         decode_memory_bytes: Some(0),
         ..ProviderConfig::default()
     };
-    let stingy = Provider::new(runtime(), Arc::new(catalogue), config);
+    let stingy = provider_with(&[], config);
     for name in ["tiny-sd1", "tiny-sd2-v", "tiny-sdxl"] {
         let request = ModelRequest {
             checkpoint: format!("{name}.safetensors"),
@@ -1155,17 +1154,11 @@ fn a_hypernetwork_of_one_linear_layer_equals_the_merged_difference() {
 
 #[test]
 fn a_small_memory_budget_keeps_one_unet_and_gives_the_same_values() {
-    let models = data_folder().join("models");
-    let catalogue = Catalogue::new(CatalogueConfig {
-        models_dir: models.clone(),
-        ..CatalogueConfig::default()
-    });
     let config = ProviderConfig {
-        tower_folders: vec![models],
         memory_budget_bytes: 1,
         ..ProviderConfig::default()
     };
-    let provider = Provider::new(runtime(), Arc::new(catalogue), config);
+    let provider = provider_with(&[], config);
     let adapted =
         |provider: &Provider| with_networks(provider, "tiny-sd1", &[("tiny-sd1-lora", 1.0, 1.0)]);
     let first = fingerprint(&adapted(&provider));

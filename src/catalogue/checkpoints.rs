@@ -3,14 +3,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use parking_lot::{Mutex, RwLock};
 
 use super::hashes::old_hash;
+use super::tensor_file::state_of;
 use super::{
-    EmbeddingList, FaceFiles, HashCache, HypernetworkList, NetworkList, TensorFile, UpscalerList,
-    detect,
+    EmbeddingList, FaceFiles, FileState, HashCache, HypernetworkList, NetworkList, TensorFile,
+    UpscalerList, detect,
 };
 
 /// Which folders to look into.
@@ -141,8 +141,8 @@ pub struct Catalogue {
     config: CatalogueConfig,
     hashes: HashCache,
     checkpoints: RwLock<Vec<Checkpoint>>,
-    /// Length and modification time of the weights files that were looked into.
-    checked: Mutex<HashMap<PathBuf, Option<(u64, SystemTime)>>>,
+    /// The weights files that were looked into, as they were then.
+    checked: Mutex<HashMap<PathBuf, Option<FileState>>>,
     vaes: RwLock<Vec<VaeFile>>,
     networks: NetworkList,
     embeddings: EmbeddingList,
@@ -254,9 +254,7 @@ impl Catalogue {
         let mut broken = Vec::new();
         for checkpoint in self.checkpoints() {
             let path = &checkpoint.path;
-            let state = fs_err::metadata(path)
-                .and_then(|metadata| Ok((metadata.len(), metadata.modified()?)))
-                .ok();
+            let state = state_of(path);
             let is_folder = checkpoint.format == CheckpointFormat::OnnxFolder;
             if is_folder || checked.insert(path.clone(), state) == Some(state) {
                 continue;

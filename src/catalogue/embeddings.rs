@@ -229,15 +229,20 @@ fn json_vectors(json: &Json) -> Result<Array2<f32>, String> {
 
 /// The JSON in the text chunk `sd-ti-embedding`, else the one hidden in the pixels.
 fn picture_json(path: &Path) -> Result<Json, String> {
+    let file = fs_err::File::open(path).map_err(|error| error.to_string())?;
+    let png = png::Decoder::new(std::io::BufReader::new(file)).read_info();
     if has_extension(path, &["png"])
-        && let Some(text) = embedding_chunk(path)
+        && let Some(text) = png
+            .as_ref()
+            .ok()
+            .and_then(|png| embedding_chunk(png.info()))
     {
         let bytes = base64::engine::general_purpose::STANDARD
             .decode(text.trim())
             .map_err(|error| error.to_string())?;
         return serde_json::from_slice(&bytes).map_err(|error| error.to_string());
     }
-    if has_broken_palette(path) {
+    if png.is_ok_and(|png| has_broken_palette(png.info())) {
         return Err("its palette ends within a colour".to_owned());
     }
     let mut reader = image::ImageReader::open(path)
@@ -255,21 +260,13 @@ fn picture_json(path: &Path) -> Result<Json, String> {
     hidden_json(&picture)
 }
 
-/// Whether the PNG at `path` has a palette of no whole number of colours, which the png crate takes for granted.
-fn has_broken_palette(path: &Path) -> bool {
-    let file = fs_err::File::open(path).map(std::io::BufReader::new);
-    let reader = file
-        .ok()
-        .and_then(|file| png::Decoder::new(file).read_info().ok());
-    let palette =
-        reader.and_then(|reader| reader.info().palette.as_ref().map(|palette| palette.len()));
-    palette.is_some_and(|length| length % 3 != 0)
+/// Whether a PNG has a palette of no whole number of colours, which the png crate takes for granted.
+fn has_broken_palette(info: &png::Info<'_>) -> bool {
+    let palette = info.palette.as_ref();
+    palette.is_some_and(|palette| palette.len() % 3 != 0)
 }
 
-fn embedding_chunk(path: &Path) -> Option<String> {
-    let file = std::io::BufReader::new(fs_err::File::open(path).ok()?);
-    let reader = png::Decoder::new(file).read_info().ok()?;
-    let info = reader.info();
+fn embedding_chunk(info: &png::Info<'_>) -> Option<String> {
     let plain = info
         .uncompressed_latin1_text
         .iter()

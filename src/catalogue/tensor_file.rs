@@ -323,7 +323,8 @@ impl TensorFile {
     }
 }
 
-fn state_of(path: &Path) -> Option<FileState> {
+/// How the file is now; `None` where the system does not tell.
+pub(super) fn state_of(path: &Path) -> Option<FileState> {
     let metadata = fs_err::metadata(path).ok()?;
     Some((metadata.len(), metadata.modified().ok()?))
 }

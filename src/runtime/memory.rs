@@ -39,12 +39,7 @@ pub fn exit_at_once(status: i32) -> ! {
 /// and what the control group of the process may still take. `None` where the system does not tell.
 #[must_use]
 pub fn available_memory_bytes() -> Option<u64> {
-    let text = fs_err::read_to_string("/proc/meminfo").ok()?;
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("MemAvailable:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    let machine = kib * 1024;
+    let machine = machine_memory_bytes("MemAvailable:")?;
     let read = |name: &str| -> Option<u64> {
         let text = fs_err::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?;
         text.trim().parse().ok()
@@ -53,4 +48,18 @@ pub fn available_memory_bytes() -> Option<u64> {
         .zip(read("memory.current"))
         .map_or(u64::MAX, |(limit, used)| limit.saturating_sub(used));
     Some(machine.min(group))
+}
+
+/// All memory of the machine. `None` where the system does not tell.
+#[must_use]
+pub fn total_memory_bytes() -> Option<u64> {
+    machine_memory_bytes("MemTotal:")
+}
+
+/// A line of Linux's table of the machine's memory.
+fn machine_memory_bytes(key: &str) -> Option<u64> {
+    let text = fs_err::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with(key))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
 }

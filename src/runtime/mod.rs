@@ -15,7 +15,7 @@ mod run_times;
 
 pub use graph::{Graph, GraphSource, Input, Invocation, Tensor};
 pub use library::{LibrarySearch, Runtime, RuntimeOptions, find_library};
-pub use memory::{available_memory_bytes, exit_at_once, give_back_free_memory};
+pub use memory::{available_memory_bytes, exit_at_once, give_back_free_memory, total_memory_bytes};
 pub use providers::{ConvSearch, ExecutionProvider};
 pub use run_times::GraphTime;
 
