@@ -15,11 +15,12 @@ use tokio::sync::Notify;
 use crate::api::{StyleBook, StyleRow};
 use crate::catalogue::{Catalogue, CatalogueConfig};
 use crate::config::{
-    Binding, Config, ConfigError, Folders, OutputFolders, QueueConfig, RuntimeConfig, Settings, Tls,
+    Binding, Config, ConfigError, Folders, LoadStrategyFlag, OutputFolders, QueueConfig,
+    RuntimeConfig, Settings, Tls,
 };
 use crate::http::{self, CurrentModel, Fetcher, Kept, Server, Throttle};
 use crate::jobs::{Engine, GraphRuns, Jobs, QueueLimits, Ticket};
-use crate::models::{Provider, ProviderConfig};
+use crate::models::{LoadStrategy, Provider, ProviderConfig};
 use crate::pipeline::{
     ExtrasParams, ExtrasResult, GenerateError, GenerationParams, GenerationResult, JobControl,
     ModelProvider as _, ModelRequest, extras, generate,
@@ -101,6 +102,11 @@ impl App {
                 tower_folders: vec![config.folders.models.clone()],
                 memory_budget_bytes: memory_budget(&config.runtime),
                 decode_memory_bytes: config.runtime.decode_memory_bytes,
+                load_strategy: match config.runtime.load_strategy {
+                    LoadStrategyFlag::Auto => LoadStrategy::Auto,
+                    LoadStrategyFlag::Quick => LoadStrategy::Quick,
+                    LoadStrategyFlag::Fast => LoadStrategy::Fast,
+                },
                 answers_nan: config.runtime.answers_nan,
                 half: config.runtime.precision.is_half(on_gpu),
                 half_vae: config.runtime.precision.is_vae_half(on_gpu),
@@ -108,6 +114,7 @@ impl App {
                     .runtime
                     .safety_checker
                     .then(|| config.folders.models.clone()),
+                ..ProviderConfig::default()
             },
         );
         let engine = Arc::new(Pipeline {

@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use ancestral::catalogue::{Catalogue, CatalogueConfig, TensorFile};
 use ancestral::conditioning::{HiddenState, TokenBatch};
 use ancestral::models::graphs::{BuildOptions, Heads, UnetShape, VectorInput, Weights, unet};
-use ancestral::models::{GraphUnet, Provider, ProviderConfig};
+use ancestral::models::{GraphUnet, LoadStrategy, Provider, ProviderConfig};
 use ancestral::pipeline::{Family, Model, ModelProvider, ModelRequest, Prediction};
 use ancestral::prompt::{HypernetworkTag, LoraTag, PromptNetworks};
 use ancestral::runtime::{Graph, GraphSource};
@@ -953,6 +953,15 @@ fn a_call_in_flight_is_stopped_and_the_next_one_runs() {
 
 /// A provider over a copy of one golden checkpoint, with further folders for networks.
 fn provider_of_copy(folder: &Path, name: &str) -> Provider {
+    provider_of_copy_with(folder, name, |config| config)
+}
+
+/// [`provider_of_copy`] with another configuration.
+fn provider_of_copy_with(
+    folder: &Path,
+    name: &str,
+    change: impl FnOnce(ProviderConfig) -> ProviderConfig,
+) -> Provider {
     let models = data_folder().join("models");
     let target = folder.join("models/Stable-diffusion");
     std::fs::create_dir_all(&target).unwrap();
@@ -975,7 +984,7 @@ fn provider_of_copy(folder: &Path, name: &str) -> Provider {
         tower_folders: vec![models],
         ..ProviderConfig::default()
     };
-    Provider::new(runtime(), Arc::new(catalogue), config)
+    Provider::new(runtime(), Arc::new(catalogue), change(config))
 }
 
 #[test]
@@ -999,6 +1008,103 @@ fn a_checkpoint_cut_short_while_loaded_goes_on_working_and_is_refused_when_loade
     assert_eq!(before, after);
     let error = provider.load(&request).err().unwrap().to_string();
     assert!(error.contains("tiny-sd1.safetensors"), "{error}");
+}
+
+/// Whether something of a file is mapped into this process.
+fn is_mapped(path: &Path) -> bool {
+    cfg!(target_os = "linux")
+        && std::fs::read_to_string("/proc/self/maps")
+            .unwrap()
+            .contains(path.to_str().unwrap())
+}
+
+#[test]
+fn a_session_of_a_quick_load_gives_about_the_same_and_needs_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["tiny-sd1", "tiny-sd2-v"] {
+        let quick = provider_of_copy_with(folder.path(), name, |config| ProviderConfig {
+            load_strategy: LoadStrategy::Quick,
+            ..config
+        });
+        let request = ModelRequest {
+            checkpoint: name.to_owned(),
+            planned_latent_pixels: u64::MAX,
+            ..ModelRequest::default()
+        };
+        let model = quick.load(&request).unwrap();
+        assert_eq!(quick.quick_unet_count(), 1);
+        let before = fingerprint(&model);
+        let path = folder
+            .path()
+            .join(format!("models/Stable-diffusion/{name}.safetensors"));
+        assert!(!is_mapped(&path));
+        std::fs::write(&path, b"too short").unwrap();
+        assert_eq!(fingerprint(&model), before);
+        let fast = built(name);
+        assert_close(&before.0, &fingerprint(&fast).0, 1e-5, name);
+    }
+}
+
+#[test]
+fn a_large_unet_is_loaded_quickly_and_upgraded_once_that_pays() {
+    let folder = tempfile::tempdir().unwrap();
+    let large = |config| ProviderConfig {
+        load_strategy: LoadStrategy::Auto,
+        large_unet_bytes: 1,
+        ..config
+    };
+    let provider = provider_of_copy_with(folder.path(), "tiny-sd1", large);
+    let asked = |planned_latent_pixels| ModelRequest {
+        planned_latent_pixels,
+        ..ModelRequest::default()
+    };
+    // Half of what pays, and the other half.
+    let half = 13 * 2 * 64 * 64;
+    let model = provider.load(&asked(half)).unwrap();
+    let quick = fingerprint(&model);
+    assert_eq!(provider.quick_unet_count(), 1);
+    let again = provider.load(&asked(half)).unwrap();
+    let begin = std::time::Instant::now();
+    while provider.quick_unet_count() > 0 {
+        assert!(begin.elapsed().as_secs() < 60);
+        fingerprint(&again);
+    }
+    let fast = fingerprint(&built("tiny-sd1"));
+    assert_eq!(fingerprint(&model), fast, "jobs that run get it too");
+    assert_close(&quick.0, &fast.0, 1e-5, "quick");
+    assert!(!is_mapped(
+        &folder
+            .path()
+            .join("models/Stable-diffusion/tiny-sd1.safetensors")
+    ));
+
+    // A first request for which fast steps pay waits for them; a small network always has them.
+    provider.unload_all();
+    provider.load(&asked(2 * half)).unwrap();
+    assert_eq!(provider.quick_unet_count(), 0);
+    let small = provider_of_copy(folder.path(), "tiny-sd1");
+    small.load(&asked(0)).unwrap();
+    assert_eq!(small.quick_unet_count(), 0);
+}
+
+#[test]
+fn no_faster_session_is_built_where_both_do_not_fit_into_the_budget() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = provider_of_copy_with(folder.path(), "tiny-sd1", |config| ProviderConfig {
+        large_unet_bytes: 1,
+        memory_budget_bytes: 1,
+        ..config
+    });
+    let request = |planned_latent_pixels| ModelRequest {
+        planned_latent_pixels,
+        ..ModelRequest::default()
+    };
+    let model = provider.load(&request(0)).unwrap();
+    let before = fingerprint(&model);
+    let model = provider.load(&request(1 << 40)).unwrap();
+    let counts = (provider.quick_unet_count(), provider.upgrading_unet_count());
+    assert_eq!(counts, (1, 0));
+    assert_eq!(fingerprint(&model), before);
 }
 
 #[test]

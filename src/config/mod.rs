@@ -22,6 +22,6 @@ pub use service_config::{QueueConfig, RequestLimits, WebhookConfig};
 pub use settings::{Settings, SettingsError};
 pub use start_config::{
     Binding, Command, Config, ConfigError, DynamicPromptsMode, Folders, Freeze, Halves,
-    PrecisionFlags, RuntimeConfig, ServerConfig, Tls,
+    LoadStrategyFlag, PrecisionFlags, RuntimeConfig, ServerConfig, Tls,
 };
 pub use table::{OptionEntry, OptionKind, option_table};

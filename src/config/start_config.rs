@@ -192,10 +192,39 @@ pub struct RuntimeConfig {
     /// `--decode-memory`: what decoding a picture in one piece may take; `None`: what is free.
     pub decode_memory_bytes: Option<u64>,
     pub load_at_start: bool,
+    pub load_strategy: LoadStrategyFlag,
     /// `--disable-nan-check`: a picture of no numbers is answered, black, instead of an error.
     pub answers_nan: bool,
     /// Finished pictures are looked at by the models folder's safety checker.
     pub safety_checker: bool,
+}
+
+/// `--load-strategy`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LoadStrategyFlag {
+    /// By what will pay.
+    #[default]
+    Auto,
+    /// For the shortest load.
+    Quick,
+    /// For the fastest steps.
+    Fast,
+}
+
+impl LoadStrategyFlag {
+    fn from_flags(flags: &Flags) -> Result<Self, ConfigError> {
+        const FLAG: &str = "load-strategy";
+        match flags.value(FLAG) {
+            None | Some("auto") => Ok(Self::Auto),
+            Some("quick") => Ok(Self::Quick),
+            Some("fast") => Ok(Self::Fast),
+            Some(other) => Err(ConfigError::Value {
+                flag: FLAG,
+                value: other.to_owned(),
+                problem: "is none of auto, quick, fast",
+            }),
+        }
+    }
 }
 
 /// What `--precision`, `--no-half` and `--no-half-vae` ask for.
@@ -536,6 +565,7 @@ impl RuntimeConfig {
             gpu_memory_bytes: gib("gpu-mem-limit")?,
             conv_search: flags.value("conv-search").map(str::to_owned),
             precision: PrecisionFlags::from_flags(flags),
+            load_strategy: LoadStrategyFlag::from_flags(flags)?,
             load_at_start: !flags.given("skip_load_model_at_start"),
             answers_nan: flags.given("disable_nan_check"),
             safety_checker: flags.given("safety-checker"),

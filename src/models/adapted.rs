@@ -20,7 +20,7 @@ use super::graphs::{
 use super::lora::{AppliedNetwork, ModelPart, PartChanges, changes, weights_of};
 use super::networks::{GraphTextEncoder, GraphUnet};
 use crate::catalogue::FileState;
-use crate::runtime::Runtime;
+use crate::runtime::{LoadEffort, Runtime};
 
 /// What identifies the networks of a request: files as they are now, multipliers, ranks.
 type NetworkKey = Vec<(PathBuf, Option<FileState>, [u32; 2], Option<usize>)>;
@@ -100,8 +100,12 @@ impl AdaptedSessions {
     }
 
     /// The UNet without networks.
-    pub(super) fn plain_unet(&self, runtime: &Runtime) -> Result<Arc<GraphUnet>, LoadError> {
-        load_unet(runtime, &self.plan, self.options)
+    pub(super) fn plain_unet(
+        &self,
+        runtime: &Runtime,
+        effort: LoadEffort<'_>,
+    ) -> Result<Arc<GraphUnet>, LoadError> {
+        load_unet(runtime, &self.plan, self.options, effort)
     }
 
     /// How many UNets and text towers are loaded. Zero UNets while one is being loaded.
@@ -117,12 +121,13 @@ impl AdaptedSessions {
     }
 
     /// The parts that these networks change, ready to run. `make_room` is called before a UNet is
-    /// loaded.
+    /// loaded, with this effort.
     pub(super) fn apply(
         &self,
         runtime: &Runtime,
         networks: &[AppliedNetwork],
         hypernetworks: &[AppliedHypernetwork],
+        effort: LoadEffort<'_>,
         make_room: &mut dyn FnMut(),
     ) -> Result<AdaptedParts, LoadError> {
         let mut state = self.state.lock();
@@ -172,6 +177,7 @@ impl AdaptedSessions {
                             change,
                             merged.cloned(),
                             hypernetworks,
+                            effort,
                         )?);
                     }
                     parts.unet = state.unet.as_ref().map(|session| {
@@ -205,6 +211,7 @@ impl AdaptedSessions {
         change: &PartChanges,
         merged: Option<NetworkKey>,
         hypernetworks: &[AppliedHypernetwork],
+        effort: LoadEffort<'_>,
     ) -> Result<Session<GraphUnet>, LoadError> {
         let modules = hypernetworks.iter().map(|it| Arc::clone(&it.modules));
         let weights = weights_of(&self.plan, ModelPart::Unet)
@@ -212,7 +219,7 @@ impl AdaptedSessions {
             .with_hypernetworks(modules.collect())
             .with_replaced(change.replaced.clone());
         let shape = self.plan.unet_shape();
-        let (unet, ports) = unet_session(runtime, weights, shape, self.options)?;
+        let (unet, ports) = unet_session(runtime, weights, shape, self.options, effort)?;
         Ok(Session {
             layers: change.adapted.clone(),
             merged,

@@ -17,7 +17,7 @@ use crate::catalogue::{
     TextTowerConfig, UNET_PREFIX, VAE_PREFIX, detect, find_tower_facts,
 };
 use crate::pipeline::{Family, Prediction};
-use crate::runtime::{Graph, GraphSource, Runtime, RuntimeError};
+use crate::runtime::{Graph, GraphSource, LoadEffort, Runtime, RuntimeError};
 use crate::sampling::{Unet, UnetInput, scaled_linear_alphas_cumprod};
 
 /// Why a checkpoint cannot be loaded.
@@ -303,6 +303,16 @@ pub(super) fn load_built(
     built: &BuiltGraph,
     weights: &Weights,
 ) -> Result<Arc<Graph>, RuntimeError> {
+    load_built_with(runtime, name, built, weights, LoadEffort::Full).map(Arc::new)
+}
+
+fn load_built_with(
+    runtime: &Runtime,
+    name: &str,
+    built: &BuiltGraph,
+    weights: &Weights,
+    effort: LoadEffort<'_>,
+) -> Result<Graph, RuntimeError> {
     if !weights.is_current() {
         return Err(RuntimeError::Load {
             graph: name.to_owned(),
@@ -317,7 +327,7 @@ pub(super) fn load_built(
         external_folder: weights.path().parent(),
         values: &built.values,
     };
-    Graph::load(runtime, name, source).map(Arc::new)
+    Graph::load_with(runtime, name, source, effort)
 }
 
 /// The UNet of a checkpoint.
@@ -325,25 +335,38 @@ pub(super) fn load_unet(
     runtime: &Runtime,
     plan: &CheckpointPlan,
     options: BuildOptions,
+    effort: LoadEffort<'_>,
 ) -> Result<Arc<GraphUnet>, LoadError> {
-    let (unet, _) = unet_session(runtime, plan.unet_weights(), plan.unet_shape(), options)?;
+    let (weights, shape) = (plan.unet_weights(), plan.unet_shape());
+    let (unet, _) = unet_session(runtime, weights, shape, options, effort)?;
     Ok(Arc::new(unet))
 }
 
 /// A UNet's session with the layers that networks can change. In half precision it has one in float32 behind it,
-/// unless what is no number is to be answered.
+/// unless what is no number is to be answered. One that is loaded quickly can be upgraded.
 pub(super) fn unet_session(
     runtime: &Runtime,
     weights: Weights,
     shape: UnetShape,
     options: BuildOptions,
+    effort: LoadEffort<'_>,
 ) -> Result<(GraphUnet, Vec<AdapterPort>), LoadError> {
     let built = unet(&weights, shape, options)?;
-    let graph = load_built(runtime, "UNet", &built, &weights)?;
+    let mut graph = load_built_with(runtime, "UNet", &built, &weights, effort)?;
+    if matches!(effort, LoadEffort::Quick) {
+        let (runtime, weights) = (runtime.clone(), weights.clone());
+        graph = graph.with_upgrade(move |stop| {
+            let built = unet(&weights, shape, options).map_err(|error| unbuilt("UNet", &error))?;
+            let effort = LoadEffort::Background(stop);
+            load_built_with(&runtime, "UNet", &built, &weights, effort)
+        });
+    }
+    let graph = Arc::new(graph);
     let in_float = in_float(options).map(|options| {
         let runtime = runtime.clone();
         let graph = LazyGraph::new(move || {
-            let built = unet(&weights, shape, options).map_err(unbuilt)?;
+            let built =
+                unet(&weights, shape, options).map_err(|error| unbuilt("float32", &error))?;
             load_built(&runtime, "UNet", &built, &weights)
         });
         InFloat::new("Unet", graph)
@@ -359,9 +382,9 @@ fn in_float(options: BuildOptions) -> Option<BuildOptions> {
     })
 }
 
-fn unbuilt(error: BuildError) -> RuntimeError {
+fn unbuilt(graph: &str, error: &BuildError) -> RuntimeError {
     RuntimeError::Load {
-        graph: "float32".to_owned(),
+        graph: graph.to_owned(),
         reason: error.to_string(),
     }
 }

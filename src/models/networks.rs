@@ -208,6 +208,11 @@ impl GraphUnet {
         }
     }
 
+    /// The session, for what goes beyond a call.
+    pub(super) fn graph(&self) -> &Arc<Graph> {
+        &self.graph
+    }
+
     /// Channels of the input: 4, 9 for inpainting, 8 for instruct-pix2pix.
     #[must_use]
     pub fn channels(&self) -> usize {

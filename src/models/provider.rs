@@ -16,6 +16,7 @@ use super::embeddings::FittingEmbeddings;
 use super::faces::FaceRestorers;
 use super::graphs::{BuildOptions, HypernetworkModules, Precision, Weights};
 use super::hypernetwork::open_hypernetwork;
+use super::load_strategy::{LARGE_UNET_BYTES, LoadStrategy};
 use super::lora::{AppliedNetwork, bundled_embeddings};
 use super::networks::{GraphTextEncoder, GraphUnet, GraphVae};
 use super::onnx_folder;
@@ -29,7 +30,9 @@ use crate::pipeline::{
     self, Cause, FaceNetworkProvider, Family, Model, ModelProvider, ModelRequest, NetworkKind,
     OutOfMemory, Prediction, SafetyChecker, UpscalerProvider,
 };
-use crate::runtime::{Runtime, RuntimeError, give_back_free_memory};
+use crate::runtime::{
+    Graph, LoadEffort, Runtime, RuntimeError, available_memory_bytes, give_back_free_memory,
+};
 
 /// How checkpoints are found and kept.
 #[derive(Debug, Clone)]
@@ -42,6 +45,9 @@ pub struct ProviderConfig {
     /// Memory that decoding a picture in one piece may take; a larger one is decoded strip by strip. `None`:
     /// what is free at that moment.
     pub decode_memory_bytes: Option<u64>,
+    pub load_strategy: LoadStrategy,
+    /// From how many bytes of float32 on a UNet is a large one to the strategy.
+    pub large_unet_bytes: u64,
     /// Results that are no numbers are answered (`--disable-nan-check`).
     pub answers_nan: bool,
     /// UNet and text encoder compute in half precision.
@@ -58,6 +64,8 @@ impl Default for ProviderConfig {
             tower_folders: Vec::new(),
             memory_budget_bytes: 8 << 30,
             decode_memory_bytes: None,
+            load_strategy: LoadStrategy::default(),
+            large_unet_bytes: LARGE_UNET_BYTES,
             answers_nan: false,
             half: false,
             half_vae: false,
@@ -161,10 +169,10 @@ fn next_generation() -> u64 {
 
 impl LoadedCheckpoint {
     fn size_bytes(&self) -> u64 {
-        let plain = if self.unet.lock().is_some() {
-            self.unet_bytes
-        } else {
-            0
+        let plain = match &*self.unet.lock() {
+            Some(unet) if unet.graph().is_upgrading() => 2 * self.unet_bytes,
+            Some(_) => self.unet_bytes,
+            None => 0,
         };
         let adapted = self.adapted.as_ref().map_or(0, |sessions| {
             let (unets, towers) = sessions.counts();
@@ -355,9 +363,11 @@ impl Provider {
         let networks = self.networks(request, checkpoint)?;
         let mut loaded = self.loaded.lock();
         let plain = networks.applied.is_empty() && networks.hypernetworks.is_empty();
-        let main = self.checkpoint(&mut loaded, checkpoint, self.variant_of(request), plain)?;
+        let planned = request.planned_latent_pixels;
+        let variant = self.variant_of(request);
+        let main = self.checkpoint(&mut loaded, checkpoint, variant, plain, planned)?;
         let (unet, text_encoders) =
-            self.with_networks(&mut loaded, &main, checkpoint, &networks)?;
+            self.with_networks(&mut loaded, &main, checkpoint, &networks, planned)?;
         let vae_file =
             self.catalogue
                 .choose_vae(&request.vae, request.prefers_checkpoints_vae, checkpoint);
@@ -368,6 +378,7 @@ impl Provider {
             vae_file.as_ref(),
             request.tiling,
         )?;
+        self.upgrade_what_pays(&loaded, &unet, main.unet_bytes, planned);
         Ok(ModelParts {
             main,
             unet,
@@ -471,17 +482,20 @@ impl Provider {
         main: &LoadedCheckpoint,
         checkpoint: &Checkpoint,
         networks: &RequestedNetworks,
+        planned_latent_pixels: u64,
     ) -> Result<(Arc<GraphUnet>, Vec<Arc<GraphTextEncoder>>), LoadError> {
+        let effort = self.effort(main.unet_bytes, planned_latent_pixels);
         let mut text = main.text_encoders.clone();
         let asked = !networks.applied.is_empty() || !networks.hypernetworks.is_empty();
         let Some(sessions) = main.adapted.as_ref().filter(|_| asked) else {
-            return Ok((self.plain_unet(loaded, main)?, text));
+            return Ok((self.plain_unet(loaded, main, effort)?, text));
         };
         let begin = Instant::now();
         let parts = sessions.apply(
             &self.runtime,
             &networks.applied,
             &networks.hypernetworks,
+            effort,
             &mut || {
                 if !self.make_room(loaded, main.unet_bytes, 1) {
                     // Both UNets of the checkpoint are too much: the plain one is loaded again when
@@ -501,7 +515,7 @@ impl Provider {
         );
         let unet = match parts.unet {
             Some(adapted) => adapted,
-            None => self.plain_unet(loaded, main)?,
+            None => self.plain_unet(loaded, main, effort)?,
         };
         Ok((unet, text))
     }
@@ -511,6 +525,7 @@ impl Provider {
         &self,
         loaded: &mut Vec<Loaded>,
         main: &LoadedCheckpoint,
+        effort: LoadEffort<'_>,
     ) -> Result<Arc<GraphUnet>, LoadError> {
         if let Some(unet) = &*main.unet.lock() {
             return Ok(Arc::clone(unet));
@@ -519,7 +534,7 @@ impl Provider {
         if !self.make_room(loaded, main.unet_bytes, 1) {
             sessions.forget_unet();
         }
-        let unet = sessions.plain_unet(&self.runtime)?;
+        let unet = sessions.plain_unet(&self.runtime, effort)?;
         *main.unet.lock() = Some(Arc::clone(&unet));
         Ok(unet)
     }
@@ -532,6 +547,7 @@ impl Provider {
         checkpoint: &Checkpoint,
         options: BuildOptions,
         with_unet: bool,
+        planned_latent_pixels: u64,
     ) -> Result<Arc<LoadedCheckpoint>, LoadError> {
         let identity = Identity::of(&checkpoint.path, options);
         if let Some(Part::Checkpoint(known)) = recall(loaded, &identity) {
@@ -541,9 +557,13 @@ impl Provider {
         let begin = Instant::now();
         let main = Arc::new(match checkpoint.format {
             CheckpointFormat::OnnxFolder => self.load_folder(loaded, &checkpoint.path, options)?,
-            CheckpointFormat::SafeTensors | CheckpointFormat::Pickle => {
-                self.load_weights(loaded, &checkpoint.path, options, with_unet)?
-            }
+            CheckpointFormat::SafeTensors | CheckpointFormat::Pickle => self.load_weights(
+                loaded,
+                &checkpoint.path,
+                options,
+                with_unet,
+                planned_latent_pixels,
+            )?,
         });
         // What was unloaded for it, and what building its graphs took.
         give_back_free_memory();
@@ -567,6 +587,7 @@ impl Provider {
         path: &Path,
         options: BuildOptions,
         with_unet: bool,
+        planned_latent_pixels: u64,
     ) -> Result<LoadedCheckpoint, LoadError> {
         let plan = CheckpointPlan::open(path, &self.config.tower_folders)?;
         let mut options = options;
@@ -581,10 +602,11 @@ impl Provider {
             .sum();
         self.make_room(loaded, unet_bytes + text_bytes, 0);
         let stated = plan.stated_prediction();
+        let effort = self.effort(unet_bytes, planned_latent_pixels);
         let (unet, text_encoders) = std::thread::scope(|scope| {
             let text = scope.spawn(|| load_text_encoders(&self.runtime, &plan, options));
             let unet = (with_unet || stated.is_none())
-                .then(|| load_unet(&self.runtime, &plan, options))
+                .then(|| load_unet(&self.runtime, &plan, options, effort))
                 .transpose();
             (unet, text.join())
         });
@@ -746,6 +768,64 @@ impl Provider {
             },
             ..BuildOptions::default()
         }
+    }
+
+    /// How a UNet of so many bytes is loaded for so much work.
+    fn effort(&self, unet_bytes: u64, planned_latent_pixels: u64) -> LoadEffort<'static> {
+        // The layout of convolutions is a matter of the CPU in float32.
+        if self.config.half || self.runtime.is_on_gpu() {
+            return LoadEffort::Full;
+        }
+        let is_large = unet_bytes >= self.config.large_unet_bytes;
+        let strategy = self.config.load_strategy;
+        strategy.effort(is_large, planned_latent_pixels)
+    }
+
+    /// Has the faster session of a UNet that was loaded quickly built in the background, once so much was asked of it
+    /// that this pays, where there is memory for both.
+    fn upgrade_what_pays(
+        &self,
+        loaded: &[Loaded],
+        unet: &GraphUnet,
+        unet_bytes: u64,
+        planned_latent_pixels: u64,
+    ) {
+        let graph = unet.graph();
+        let Some(asked) = graph.note_work(planned_latent_pixels) else {
+            return;
+        };
+        if !self.config.load_strategy.upgrades(asked) {
+            return;
+        }
+        let total = loaded.iter().map(Loaded::size_bytes).sum::<u64>();
+        let is_within_budget = total.saturating_add(unet_bytes) <= self.config.memory_budget_bytes;
+        if is_within_budget && available_memory_bytes().is_none_or(|free| free > unet_bytes) {
+            graph.upgrade();
+        }
+    }
+
+    /// How many loaded UNets without networks still run on the session of a quick load.
+    #[must_use]
+    pub fn quick_unet_count(&self) -> usize {
+        self.unet_count(Graph::is_quick)
+    }
+
+    /// For how many of them the faster session is being built.
+    #[must_use]
+    pub fn upgrading_unet_count(&self) -> usize {
+        self.unet_count(Graph::is_upgrading)
+    }
+
+    fn unet_count(&self, counts: fn(&Graph) -> bool) -> usize {
+        let loaded = self.loaded.lock();
+        let is_counted = |entry: &&Loaded| match &entry.part {
+            Part::Checkpoint(checkpoint) => {
+                let unet = checkpoint.unet.lock();
+                unet.as_ref().is_some_and(|unet| counts(unet.graph()))
+            }
+            Part::Vae(..) => false,
+        };
+        loaded.iter().filter(is_counted).count()
     }
 
     /// Lets go of what was used longest ago until `needed` more bytes are within the budget, but not

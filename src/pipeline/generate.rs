@@ -179,7 +179,13 @@ impl<'a> Job<'a> {
         self.control
             .set_job_count(self.params.batch_count as i64 * passes);
         let first = BatchPrompts::new(self.prompts.positive.get(..1).unwrap_or_default());
-        let mut model = self.load(self.networks(&first))?;
+        // What the job asks of the UNet is announced with its first load.
+        let mut model = self.load_for(
+            self.checkpoint(),
+            self.networks(&first),
+            token_merging::ratio(self.params).0,
+            planned_latent_pixels(self.params, self.route, self.hires.as_ref()),
+        )?;
         refusals::check_family(&self.params.options, model.family)?;
         let init = self.prepare(&model)?;
         let mut images = Vec::new();
@@ -242,6 +248,17 @@ impl<'a> Job<'a> {
         networks: &PromptNetworks,
         token_merging_ratio: f64,
     ) -> Result<Arc<Model>, GenerateError> {
+        self.load_for(checkpoint, networks, token_merging_ratio, 0)
+    }
+
+    /// [`Self::load_named`] for so much work.
+    fn load_for(
+        &self,
+        checkpoint: &str,
+        networks: &PromptNetworks,
+        token_merging_ratio: f64,
+        planned_latent_pixels: u64,
+    ) -> Result<Arc<Model>, GenerateError> {
         self.models
             .load(&ModelRequest {
                 checkpoint: checkpoint.to_owned(),
@@ -256,6 +273,7 @@ impl<'a> Job<'a> {
                 keeps_vae_precision: !self.params.options.bool("auto_vae_precision")
                     && !self.params.options.bool("auto_vae_precision_bfloat16"),
                 networks: networks.clone(),
+                planned_latent_pixels,
             })
             .map_err(GenerateError::Load)
     }
@@ -846,6 +864,38 @@ impl<'a> Job<'a> {
             comments: self.comments,
         })
     }
+}
+
+/// About how much a job asks of its UNet: latent pixels of all rows (both prompts) of all steps, with a second pass on
+/// the same checkpoint. A part of img2img's steps is left out by its denoising strength.
+fn planned_latent_pixels(
+    params: &GenerationParams,
+    route: Route,
+    hires: Option<&HiresPass>,
+) -> u64 {
+    let rows = 2 * params.batch_size * params.batch_count;
+    let pixels = |(width_px, height_px): (usize, usize)| (width_px / 8) * (height_px / 8);
+    let strength = params.denoising_strength.unwrap_or(1.0).clamp(0.0, 1.0);
+    let part = |steps: usize| (steps as f64 * strength).ceil() as usize;
+    let steps = |count: usize| sampling::planned_calls(route.sampler, count);
+    let first = match (&params.img2img, hires) {
+        (Some(_), _) => {
+            steps(part(params.step_count)) * pixels((params.width_px, params.height_px))
+        }
+        (None, Some(hires)) => steps(params.step_count) * pixels(hires.target.first_pass_px),
+        (None, None) => steps(params.step_count) * pixels((params.width_px, params.height_px)),
+    };
+    let second = match (hires, &params.hires) {
+        (Some(pass), Some(asked)) if asked.checkpoint.is_none() => {
+            let count = match asked.second_pass_steps {
+                0 => params.step_count,
+                count => count,
+            };
+            steps(part(count)) * pixels(pass.target.upscale_px)
+        }
+        _ => 0,
+    };
+    (rows * (first + second)) as u64
 }
 
 /// torch's global generator as it stands after the start noise: seeded with the batch's last seed.

@@ -113,6 +113,9 @@ pub struct ModelRequest {
     pub keeps_vae_precision: bool,
     /// The networks that the prompt's tags ask for.
     pub networks: PromptNetworks,
+    /// Work that the UNet is about to be asked for and was not announced before: latent pixels of all rows of all
+    /// steps. 0: unknown.
+    pub planned_latent_pixels: u64,
 }
 
 /// Kinds of networks that a prompt may ask for.

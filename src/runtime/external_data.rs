@@ -126,6 +126,30 @@ pub(super) fn read(path: &Path) -> Result<Vec<(String, DynValue)>, String> {
         .collect()
 }
 
+/// The float32 weights of convolutions that the graph `model` has in files of `folder`, by name: those of three
+/// dimensions and more. Without a layout of its own for convolutions the runtime uses them where they lie.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn read_convolutions(
+    model: &[u8],
+    folder: &Path,
+) -> Result<Vec<(String, DynValue)>, String> {
+    /// `TensorProto.DataType.FLOAT`
+    const FLOAT: i32 = 1;
+    let model = Model::decode(model).map_err(|error| format!("it is no model: {error}"))?;
+    let places = Places {
+        folder: fs_err::canonicalize(folder).map_err(|error| error.to_string())?,
+    };
+    let tensors = model.graph.into_iter().flat_map(|graph| graph.initializer);
+    tensors
+        .filter(|tensor| tensor.data_type == FLOAT && tensor.dims.len() > 2)
+        // What lies at no place of the file was handed over by value.
+        .filter(|tensor| tensor.text("offset").is_some_and(|offset| offset != "0"))
+        .filter_map(|tensor| places.value(&tensor).transpose())
+        .collect()
+}
+
 struct Places {
     /// The model's folder, links resolved.
     folder: PathBuf,

@@ -16,7 +16,8 @@ use ort::value::{DynValue, Tensor as OrtTensor, TensorElementType, TensorRef, Va
 use super::input_binding::InputBinding;
 use super::providers::{register, settings};
 use super::run_times::RunTime;
-use super::{ExecutionProvider, Runtime, RuntimeError, external_data};
+use super::upgrade::Upgrade;
+use super::{ExecutionProvider, LoadEffort, Runtime, RuntimeError, external_data};
 
 /// Where a graph comes from.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +96,8 @@ pub struct Graph {
     time: RunTime,
     /// The options of the call in flight, by which it can be stopped.
     in_flight: Mutex<Vec<Arc<RunOptions>>>,
+    /// How its session becomes a faster one, where it was loaded quickly.
+    pub(super) upgrade: Option<Upgrade>,
 }
 
 impl Graph {
@@ -106,6 +109,19 @@ impl Graph {
         runtime: &Runtime,
         name: &str,
         source: GraphSource<'_>,
+    ) -> Result<Self, RuntimeError> {
+        Self::load_with(runtime, name, source, LoadEffort::Full)
+    }
+
+    /// [`Self::load`] with another effort, for sources in bytes.
+    ///
+    /// # Errors
+    /// As [`Self::load`], also where the load is stopped.
+    pub fn load_with(
+        runtime: &Runtime,
+        name: &str,
+        source: GraphSource<'_>,
+        effort: LoadEffort<'_>,
     ) -> Result<Self, RuntimeError> {
         let refused = |reason: String| match out_of_memory(runtime, name, &reason) {
             Some(error) => error,
@@ -143,6 +159,17 @@ impl Graph {
                     .map_err(|error| refused(error.to_string()))?;
             }
         }
+        if let GraphSource::Bytes {
+            model,
+            external_folder,
+            ..
+        } = source
+        {
+            let threads = thread_count(runtime.options.threads);
+            builder = effort
+                .apply(builder, (model, external_folder), threads)
+                .map_err(refused)?;
+        }
         let session = match source {
             GraphSource::File(path) => builder.commit_from_file(path),
             GraphSource::Bytes { model, .. } => builder.commit_from_memory(model),
@@ -179,7 +206,25 @@ impl Graph {
             outputs,
             time: runtime.times.of(name),
             in_flight: Mutex::new(Vec::new()),
+            upgrade: None,
         })
+    }
+
+    /// What errors and logs call it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs go to the session of `other`, a graph of the same inputs and outputs, from now on; the one in flight ends
+    /// first.
+    pub(super) fn take_over(&self, other: Self) {
+        let mut theirs = other.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ours = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::swap(&mut *ours, &mut *theirs);
+        drop(ours);
+        drop(theirs);
+        drop(other);
     }
 
     /// What the graph declares for an input, if it has it. Inputs with a default are among them.

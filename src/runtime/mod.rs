@@ -5,6 +5,7 @@
 //! ([`Runtime::load`]). A [`Graph`] is one session; it takes and gives `ndarray` arrays. On a GPU what it takes is
 //! bound, so that what stays the same from call to call is brought there once.
 
+mod effort;
 mod external_data;
 mod graph;
 mod input_binding;
@@ -12,7 +13,9 @@ mod library;
 mod memory;
 mod providers;
 mod run_times;
+mod upgrade;
 
+pub use effort::{LoadEffort, LoadStop};
 pub use graph::{Graph, GraphSource, Input, Invocation, Tensor};
 pub use library::{LibrarySearch, Runtime, RuntimeOptions, find_library};
 pub use memory::{available_memory_bytes, exit_at_once, give_back_free_memory, total_memory_bytes};
