@@ -20,7 +20,7 @@ use crate::config::{
 };
 use crate::http::{self, CurrentModel, Fetcher, Kept, Server, Throttle};
 use crate::jobs::{Engine, GraphRuns, Jobs, QueueLimits, Ticket};
-use crate::models::{LoadStrategy, Provider, ProviderConfig};
+use crate::models::{LoadStrategy, Provider, ProviderConfig, RunSharing};
 use crate::pipeline::{
     ExtrasParams, ExtrasResult, GenerateError, GenerationParams, GenerationResult, JobControl,
     ModelProvider as _, ModelRequest, extras, generate,
@@ -64,6 +64,9 @@ pub enum StartError {
     Serve(std::io::Error),
 }
 
+/// Jobs that run at once on a GPU.
+const GPU_JOBS: usize = 4;
+
 /// The server's parts, ready to answer.
 #[derive(Clone)]
 pub struct App {
@@ -95,6 +98,7 @@ impl App {
         }
         let runtime = runtime(&config)?;
         let on_gpu = runtime.is_on_gpu();
+        let concurrent = if on_gpu { GPU_JOBS } else { 1 };
         let provider = Provider::new(
             runtime,
             Arc::clone(&catalogue),
@@ -114,6 +118,9 @@ impl App {
                     .runtime
                     .safety_checker
                     .then(|| config.folders.models.clone()),
+                sharing: RunSharing {
+                    latent_pixels: config.runtime.shared_latent_pixels,
+                },
                 ..ProviderConfig::default()
             },
         );
@@ -121,7 +128,7 @@ impl App {
             provider,
             tower_widths: Mutex::default(),
         });
-        Self::with_engine(config, engine, catalogue)
+        Self::assembled(config, engine, catalogue, concurrent)
     }
 
     /// Builds the server around an engine of the caller's, for tests.
@@ -132,6 +139,16 @@ impl App {
         config: Config,
         engine: Arc<dyn Engine>,
         catalogue: Arc<Catalogue>,
+    ) -> Result<Self, StartError> {
+        Self::assembled(config, engine, catalogue, 1)
+    }
+
+    /// `concurrent` jobs run at once unless a flag says otherwise.
+    fn assembled(
+        config: Config,
+        engine: Arc<dyn Engine>,
+        catalogue: Arc<Catalogue>,
+        concurrent: usize,
     ) -> Result<Self, StartError> {
         config.prepare_data_folder()?;
         let (settings, warning) =
@@ -153,7 +170,10 @@ impl App {
                     unix: config.folders.unix_filenames,
                 },
             }),
-            jobs: Jobs::start(queue_limits(&config.queue), config.progress_bars),
+            jobs: Jobs::start(
+                queue_limits(&config.queue, concurrent),
+                config.progress_bars,
+            ),
             engine,
             catalogue,
             fetcher: Fetcher::new(config.server.image_urls, config.limits.body_bytes as u64),
@@ -486,11 +506,11 @@ fn runtime(config: &Config) -> Result<Runtime, StartError> {
     Ok(runtime)
 }
 
-fn queue_limits(config: &QueueConfig) -> QueueLimits {
+fn queue_limits(config: &QueueConfig, usual: usize) -> QueueLimits {
     QueueLimits {
         waiting: config.waiting,
         waiting_per_client: config.waiting_per_client.unwrap_or(usize::MAX),
-        concurrent: config.concurrent,
+        concurrent: config.concurrent.unwrap_or(usual),
         cancel_on_disconnect: config.cancel_on_disconnect,
     }
 }

@@ -1679,3 +1679,99 @@ fn what_overflows_in_half_precision_is_computed_in_float32() {
     let kept = provider.load(&kept).unwrap().vae.decode(&latent).unwrap();
     assert!(kept.iter().any(|value| value.is_nan()));
 }
+
+/// Jobs at one UNet, each with calls of its own: whatever is computed together, everybody gets the bits that
+/// the call has alone.
+#[test]
+fn calls_of_many_jobs_get_the_bits_that_they_have_alone() {
+    const STEPS: usize = 6;
+    let provider = provider(&[]);
+    let load = |name: &str, lora: Option<&str>| {
+        let names: Vec<_> = lora.map(|lora| (lora, 1.0, 0.7)).into_iter().collect();
+        with_networks(&provider, name, &names)
+    };
+    for (name, lora) in [
+        ("tiny-sd1", None),
+        ("tiny-sd1", Some("tiny-sd1-lora")),
+        ("tiny-sd2-v", None),
+        ("tiny-sd1-inpaint", None),
+        ("tiny-sdxl", None),
+    ] {
+        let model = load(name, lora);
+        let channels = model.unet_channels;
+        let width: usize = model
+            .text_encoders
+            .iter()
+            .map(|encoder| encoder.width())
+            .sum();
+        let is_xl = model.family == Family::Sdxl;
+        let input = |job: usize, step: usize| {
+            let mut noise = noise();
+            let (shift, time) = (
+                job as f32 * 0.1 + step as f32 * 0.01,
+                (job * 90 + step) as f32,
+            );
+            let mut random =
+                |len: usize| -> Vec<f32> { (0..len).map(|_| noise() + shift).collect() };
+            UnetInput {
+                sample: Array4::from_shape_vec((2, channels, 8, 8), random(2 * channels * 64))
+                    .unwrap(),
+                timestep: vec![time + 0.5; 2],
+                context: Array3::from_shape_vec((2, 77, width), random(2 * 77 * width)).unwrap(),
+                vector: is_xl.then(|| {
+                    let vector_width = model.size_embedding_width * 6
+                        + model.text_encoders.last().unwrap().width();
+                    Array2::from_shape_vec((2, vector_width), random(2 * vector_width)).unwrap()
+                }),
+            }
+        };
+        let alone: Vec<Vec<Array4<f32>>> = (0..8)
+            .map(|job| {
+                (0..STEPS)
+                    .map(|step| model.unet.predict(&input(job, step)).unwrap())
+                    .collect()
+            })
+            .collect();
+        std::thread::scope(|scope| {
+            for (job, alone) in alone.iter().enumerate() {
+                let (load, input) = (&load, &input);
+                scope.spawn(move || {
+                    let own = load(name, lora);
+                    for (step, alone) in alone.iter().enumerate() {
+                        let answer = own.unet.predict(&input(job, step)).unwrap();
+                        let same = answer
+                            .iter()
+                            .zip(alone)
+                            .all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(same, "{name}, {lora:?}: job {job}, step {step}");
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// A checkpoint that a job uses stays the one that others get, however small the memory is.
+#[test]
+fn what_a_job_uses_is_not_loaded_again_for_others() {
+    let models = data_folder().join("models");
+    let catalogue = Catalogue::new(CatalogueConfig {
+        models_dir: models.clone(),
+        ..CatalogueConfig::default()
+    });
+    let config = ProviderConfig {
+        tower_folders: vec![models],
+        memory_budget_bytes: 1,
+        ..ProviderConfig::default()
+    };
+    let provider = Provider::new(runtime(), Arc::new(catalogue), config);
+    let first = with_networks(&provider, "tiny-sd1", &[]);
+    let other = with_networks(&provider, "tiny-sd2-v", &[]);
+    let again = with_networks(&provider, "tiny-sd1", &[]);
+    assert!(Arc::ptr_eq(&first.text_cache, &again.text_cache));
+    drop((first, other, again));
+    // With nobody left, the budget counts again: each takes the other's place.
+    let kept = Arc::downgrade(&with_networks(&provider, "tiny-sd1", &[]).text_cache);
+    with_networks(&provider, "tiny-sd2-v", &[]);
+    assert!(kept.upgrade().is_none());
+}

@@ -78,7 +78,12 @@ pub(super) const OWN_FLAGS: &[OwnFlag] = &[
     OwnFlag {
         name: "max-concurrent-jobs",
         value: Some("N"),
-        help: "Jobs that run at once [default: 1]",
+        help: "Jobs that run at once [default: 1 on a CPU, 4 on a GPU]",
+    },
+    OwnFlag {
+        name: "shared-run-megapixels",
+        value: Some("N"),
+        help: "Picture area in millions of pixels, both prompts counted, up to which jobs share runs of the UNet; 0: never [default: 2.1 on a CPU, 4.2 on a GPU]",
     },
     OwnFlag {
         name: "cancel-on-disconnect",

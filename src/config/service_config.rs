@@ -10,8 +10,8 @@ pub struct QueueConfig {
     pub waiting: usize,
     /// How many of them may belong to one client; `None`: as many as may wait.
     pub waiting_per_client: Option<usize>,
-    /// How many jobs run at once.
-    pub concurrent: usize,
+    /// How many jobs run at once; `None`: what suits the hardware.
+    pub concurrent: Option<usize>,
     /// A caller who leaves interrupts the running job.
     pub cancel_on_disconnect: bool,
     /// Seconds that the result of a job submitted to `/v1/jobs` is kept.
@@ -58,7 +58,7 @@ impl QueueConfig {
         Ok(Self {
             waiting: number(flags, "queue-size")?.unwrap_or(256),
             waiting_per_client: number(flags, "queue-size-per-client")?,
-            concurrent: number(flags, "max-concurrent-jobs")?.unwrap_or(1),
+            concurrent: number(flags, "max-concurrent-jobs")?,
             cancel_on_disconnect: flags.given("cancel-on-disconnect"),
             keep_results_s: number(flags, "keep-results")?.unwrap_or(3600),
             drain_s: number(flags, "drain-timeout")?,

@@ -191,6 +191,8 @@ pub struct RuntimeConfig {
     pub model_memory_bytes: Option<u64>,
     /// `--decode-memory`: what decoding a picture in one piece may take; `None`: what is free.
     pub decode_memory_bytes: Option<u64>,
+    /// Latent pixels of a run that jobs share; `None`: what suits the hardware.
+    pub shared_latent_pixels: Option<usize>,
     pub load_at_start: bool,
     pub load_strategy: LoadStrategyFlag,
     /// `--disable-nan-check`: a picture of no numbers is answered, black, instead of an error.
@@ -540,10 +542,13 @@ impl Folders {
 impl RuntimeConfig {
     fn from_flags(flags: &Flags, environment: &Environment) -> Result<Self, ConfigError> {
         const BYTES_PER_GIB: f64 = 1024.0 * 1024.0 * 1024.0;
+        // A latent pixel is 8x8 pixels of the picture.
+        const LATENT_PIXELS_PER_MEGAPIXEL: f64 = 1e6 / 64.0;
         let gib = |flag| -> Result<Option<u64>, ConfigError> {
             let given: Option<f64> = number(flags, flag)?;
             Ok(given.map(|gib| (gib * BYTES_PER_GIB) as u64))
         };
+        let shared_megapixels: Option<f64> = number(flags, "shared-run-megapixels")?;
         let on_cpu = flags
             .values("use_cpu")
             .iter()
@@ -566,6 +571,8 @@ impl RuntimeConfig {
             conv_search: flags.value("conv-search").map(str::to_owned),
             precision: PrecisionFlags::from_flags(flags),
             load_strategy: LoadStrategyFlag::from_flags(flags)?,
+            shared_latent_pixels: shared_megapixels
+                .map(|area| (area * LATENT_PIXELS_PER_MEGAPIXEL) as usize),
             load_at_start: !flags.given("skip_load_model_at_start"),
             answers_nan: flags.given("disable_nan_check"),
             safety_checker: flags.given("safety-checker"),

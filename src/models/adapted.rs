@@ -1,5 +1,7 @@
 //! The sessions of one checkpoint with networks (LoRA, hypernetworks) applied.
 //!
+//! The last used of each part stays, and so do those that other jobs use meanwhile.
+//!
 //! A session is made for a set of layers. It serves every request whose networks touch no other
 //! layers: layers that are not touched get a zero addition of rank 1. Networks that change weights
 //! (LyCORIS kinds) need a session of their own, and so does every list of hypernetworks, whatever
@@ -18,7 +20,7 @@ use super::graphs::{
     AdapterPort, BuildOptions, HypernetworkModules, multiplier_input, text_encoder,
 };
 use super::lora::{AppliedNetwork, ModelPart, PartChanges, changes, weights_of};
-use super::networks::{GraphTextEncoder, GraphUnet};
+use super::networks::{GraphTextEncoder, GraphUnet, RunSharing};
 use crate::catalogue::FileState;
 use crate::runtime::{LoadEffort, Runtime};
 
@@ -37,17 +39,19 @@ pub(super) struct AppliedHypernetwork {
 /// What identifies the hypernetworks of a session.
 type HypernetworkKey = Vec<(PathBuf, Option<SystemTime>)>;
 
-/// The adapted sessions of a checkpoint, the last used of each part.
+/// The adapted sessions of a checkpoint: the last used of each part and those in use.
 pub(super) struct AdaptedSessions {
     plan: CheckpointPlan,
     options: BuildOptions,
+    sharing: RunSharing,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     last: Option<(NetworkKey, Arc<BTreeMap<ModelPart, PartChanges>>)>,
-    unet: Option<Session<GraphUnet>>,
+    /// The last used last.
+    unets: Vec<Session<GraphUnet>>,
     text: BTreeMap<usize, Session<GraphTextEncoder>>,
 }
 
@@ -91,10 +95,11 @@ pub(super) struct AdaptedParts {
 }
 
 impl AdaptedSessions {
-    pub(super) fn new(plan: CheckpointPlan, options: BuildOptions) -> Self {
+    pub(super) fn new(plan: CheckpointPlan, options: BuildOptions, sharing: RunSharing) -> Self {
         Self {
             plan,
             options,
+            sharing,
             state: Mutex::default(),
         }
     }
@@ -105,19 +110,34 @@ impl AdaptedSessions {
         runtime: &Runtime,
         effort: LoadEffort<'_>,
     ) -> Result<Arc<GraphUnet>, LoadError> {
-        load_unet(runtime, &self.plan, self.options, effort)
+        load_unet(runtime, &self.plan, self.options, effort, self.sharing)
     }
 
     /// How many UNets and text towers are loaded. Zero UNets while one is being loaded.
     pub(super) fn counts(&self) -> (u64, u64) {
         self.state.try_lock().map_or((0, 0), |state| {
-            (u64::from(state.unet.is_some()), state.text.len() as u64)
+            (state.unets.len() as u64, state.text.len() as u64)
         })
     }
 
-    /// Lets go of the UNet.
-    pub(super) fn forget_unet(&self) {
-        self.state.lock().unet = None;
+    /// Lets go of the UNets that no job uses; whether there were any.
+    pub(super) fn forget_idle_unets(&self) -> bool {
+        let mut state = self.state.lock();
+        let before = state.unets.len();
+        state.unets.retain(|session| session.network.is_in_use());
+        state.unets.len() < before
+    }
+
+    /// Whether a job uses one of the sessions, or one of them is being made.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.state.try_lock().is_none_or(|state| {
+            let text = |session: &Session<GraphTextEncoder>| session.network.is_in_use();
+            state
+                .unets
+                .iter()
+                .any(|session| session.network.is_in_use())
+                || state.text.values().any(text)
+        })
     }
 
     /// The parts that these networks change, ready to run. `make_room` is called before a UNet is
@@ -168,19 +188,16 @@ impl AdaptedSessions {
                     let fits = |session: &Session<GraphUnet>| {
                         session.serves(&change.adapted, merged, &hyper_key)
                     };
-                    if !state.unet.as_ref().is_some_and(fits) {
-                        // The old session goes before the new one takes its memory.
-                        state.unet = None;
+                    let session = if let Some(at) = state.unets.iter().position(fits) {
+                        state.unets.remove(at)
+                    } else {
+                        // Old sessions go before the new one takes their memory.
+                        state.unets.retain(|session| session.network.is_in_use());
                         make_room();
-                        state.unet = Some(self.load_unet(
-                            runtime,
-                            change,
-                            merged.cloned(),
-                            hypernetworks,
-                            effort,
-                        )?);
-                    }
-                    parts.unet = state.unet.as_ref().map(|session| {
+                        self.load_unet(runtime, change, merged.cloned(), hypernetworks, effort)?
+                    };
+                    state.unets.push(session);
+                    parts.unet = state.unets.last().map(|session| {
                         let mut values = session.values(change);
                         values.extend(multipliers(hypernetworks));
                         Arc::new(session.network.with_networks(values))
@@ -219,7 +236,8 @@ impl AdaptedSessions {
             .with_hypernetworks(modules.collect())
             .with_replaced(change.replaced.clone());
         let shape = self.plan.unet_shape();
-        let (unet, ports) = unet_session(runtime, weights, shape, self.options, effort)?;
+        let (options, sharing) = (self.options, self.sharing);
+        let (unet, ports) = unet_session(runtime, weights, shape, options, effort, sharing)?;
         Ok(Session {
             layers: change.adapted.clone(),
             merged,

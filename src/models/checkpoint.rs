@@ -10,7 +10,9 @@ use super::graphs::{
     AdapterPort, BuildError, BuildOptions, BuiltGraph, Heads, Precision, TextTower, TextTowerShape,
     UnetShape, VectorInput, Weights, text_encoder, unet, vae_decoder, vae_encoder,
 };
-use super::networks::{GraphTextEncoder, GraphUnet, GraphVae, InFloat, LazyGraph, NetworkError};
+use super::networks::{
+    GraphTextEncoder, GraphUnet, GraphVae, InFloat, LazyGraph, NetworkError, RunSharing,
+};
 use super::vae_strips::StripDecoder;
 use crate::catalogue::{
     CheckpointFamily, CheckpointLayout, HeadRule, LdmConfig, TensorFile, TensorFileError,
@@ -336,9 +338,10 @@ pub(super) fn load_unet(
     plan: &CheckpointPlan,
     options: BuildOptions,
     effort: LoadEffort<'_>,
+    sharing: RunSharing,
 ) -> Result<Arc<GraphUnet>, LoadError> {
     let (weights, shape) = (plan.unet_weights(), plan.unet_shape());
-    let (unet, _) = unet_session(runtime, weights, shape, options, effort)?;
+    let (unet, _) = unet_session(runtime, weights, shape, options, effort, sharing)?;
     Ok(Arc::new(unet))
 }
 
@@ -350,6 +353,7 @@ pub(super) fn unet_session(
     shape: UnetShape,
     options: BuildOptions,
     effort: LoadEffort<'_>,
+    sharing: RunSharing,
 ) -> Result<(GraphUnet, Vec<AdapterPort>), LoadError> {
     let built = unet(&weights, shape, options)?;
     let mut graph = load_built_with(runtime, "UNet", &built, &weights, effort)?;
@@ -371,7 +375,8 @@ pub(super) fn unet_session(
         });
         InFloat::new("Unet", graph)
     });
-    Ok((GraphUnet::new(graph)?.with_float(in_float), built.adapters))
+    let unet = GraphUnet::shared(graph, sharing)?.with_float(in_float);
+    Ok((unet, built.adapters))
 }
 
 /// The same graph in float32, where it is not that already.

@@ -6,6 +6,7 @@
 
 mod adapted;
 mod checkpoint;
+mod denoise;
 mod describe;
 mod embeddings;
 mod export;
@@ -27,7 +28,7 @@ pub use describe::describe;
 pub use export::{ExportError, export};
 pub use faces::{DetectedFace, FaceRestorers, detected_faces, find_faces};
 pub use load_strategy::LoadStrategy;
-pub use networks::{GraphTextEncoder, GraphUnet, GraphVae, NetworkError};
+pub use networks::{GraphTextEncoder, GraphUnet, GraphVae, NetworkError, RunSharing};
 pub use provider::{Provider, ProviderConfig};
 pub use safety::GraphSafetyChecker;
 pub use upscalers::{GraphUpscaler, UpscalerNetworks};

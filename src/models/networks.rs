@@ -2,17 +2,19 @@
 //! and graphs that others exported: what a graph lacks is told from its inputs and outputs, and
 //! answered with an error only when a request needs it.
 
-use std::sync::Arc;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use ndarray::{Array1, Array2, Array3, Array4, ArrayD, Axis, Ix2, Ix3, Ix4, concatenate, s};
 use parking_lot::Mutex;
 
+use super::denoise::{Backend, DenoiseService, Seat, Setting, Sharing, SharingRule};
 use super::graphs::{MERGE_COUNT, MERGE_SOURCES, MERGE_TARGETS, TokenMerge};
 use super::vae_strips::StripDecoder;
 use crate::conditioning::{EncodedText, HiddenState, TextEncoder, TokenBatch};
 use crate::pipeline::{OutOfMemory, Posterior, Vae};
-use crate::runtime::{Graph, Invocation, RuntimeError, Tensor};
+use crate::runtime::{Graph, Invocation, RunStop, RuntimeError, Tensor};
 use crate::sampling::{Unet, UnetInput};
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -73,6 +75,10 @@ impl InFloat {
             needed: Arc::default(),
         }
     }
+
+    fn is_needed(&self) -> bool {
+        self.needed.load(Ordering::Relaxed)
+    }
 }
 
 /// What `half` answers, or `float`, where there is one and `half` answered something that is no number.
@@ -81,12 +87,13 @@ fn run_or_upcast(
     float: Option<&InFloat>,
     feeds: &Invocation<'_>,
     wanted: &[&str],
+    stop: &RunStop,
 ) -> Result<Vec<ArrayD<f32>>, RuntimeError> {
     let Some(float) = float else {
-        return half.run(feeds, wanted);
+        return half.run_until_stopped(feeds, wanted, stop);
     };
-    if !float.needed.load(Ordering::Relaxed) {
-        let outputs = half.run(feeds, wanted)?;
+    if !float.is_needed() {
+        let outputs = half.run_until_stopped(feeds, wanted, stop)?;
         if outputs.iter().flatten().all(|value| value.is_finite()) {
             return Ok(outputs);
         }
@@ -98,7 +105,7 @@ fn run_or_upcast(
         );
         float.needed.store(true, Ordering::Relaxed);
     }
-    float.graph.get()?.run(feeds, wanted)
+    float.graph.get()?.run_until_stopped(feeds, wanted, stop)
 }
 
 /// How the graph wants its timestep.
@@ -122,26 +129,106 @@ enum VectorForm {
     },
 }
 
-/// A UNet session.
-pub struct GraphUnet {
+/// The values of a session's adapter inputs, the same object for equal values in use.
+#[derive(Debug)]
+struct NetworkInputs {
+    values: Vec<(String, ArrayD<f32>)>,
+    /// A hash of names and shapes.
+    shape: u64,
+}
+
+impl NetworkInputs {
+    fn new(values: Vec<(String, ArrayD<f32>)>) -> Self {
+        let mut hasher = DefaultHasher::new();
+        for (name, array) in &values {
+            (name, array.shape()).hash(&mut hasher);
+        }
+        Self {
+            shape: hasher.finish(),
+            values,
+        }
+    }
+}
+
+/// What a UNet call takes beside its rows.
+#[derive(Clone)]
+struct UnetSetting {
+    graph: Arc<Graph>,
+    networks: Arc<NetworkInputs>,
+    /// Share of the tokens that are merged, where the graph has token merging.
+    merge_ratio: Option<f64>,
+    in_float: Option<InFloat>,
+}
+
+impl Setting for UnetSetting {
+    fn agrees(&self, other: &Self) -> bool {
+        let same_float = match (&self.in_float, &other.in_float) {
+            (Some(one), Some(other)) => Arc::ptr_eq(&one.graph, &other.graph),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        same_float
+            && Arc::ptr_eq(&self.networks, &other.networks)
+            && self.merge_ratio.map(f64::to_bits) == other.merge_ratio.map(f64::to_bits)
+    }
+
+    fn shape(&self) -> u64 {
+        let in_float = self.in_float.as_ref().is_some_and(InFloat::is_needed);
+        let mut hasher = DefaultHasher::new();
+        let merge_ratio = self.merge_ratio.map(f64::to_bits);
+        // Another session may compute the same call to other bits.
+        let computation = (in_float, self.graph.is_quick());
+        (self.networks.shape, merge_ratio, computation).hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+/// A UNet's graph and the form of its inputs.
+struct UnetSession {
     graph: Arc<Graph>,
     timestep: TimestepForm,
     whole_timesteps: bool,
     vector: VectorForm,
     channels: usize,
     context_width: usize,
-    /// Share of the tokens that are merged, where the graph has token merging.
-    merge_ratio: Option<f64>,
-    networks: Vec<(String, ArrayD<f32>)>,
-    in_float: Option<InFloat>,
+    /// The adapter inputs in use.
+    networks: Mutex<Vec<Weak<NetworkInputs>>>,
 }
 
+/// One job's place at a UNet session, with the networks of the job.
+pub struct GraphUnet {
+    seat: Seat<UnetSession>,
+    setting: UnetSetting,
+}
+
+/// How much of calls of different jobs is one run; see [`GraphUnet::shared`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RunSharing {
+    /// Latent pixels of all rows of a shared run; `None`: what suits the execution provider.
+    pub latent_pixels: Option<usize>,
+}
+
+/// Latent pixels of a shared run on a CPU: eight rows of 512x512. Larger runs were no faster
+/// (docs/PERFORMANCE.md).
+const CPU_LATENT_PIXELS: usize = 8 * 64 * 64;
+
+/// ... on a GPU: 16 rows of 512x512.
+const GPU_LATENT_PIXELS: usize = 16 * 64 * 64;
+
 impl GraphUnet {
-    /// Reads the graph's form off its inputs.
+    /// [`Self::shared`] with what suits the execution provider.
+    ///
+    /// # Errors
+    /// As [`Self::shared`].
+    pub fn new(graph: Arc<Graph>) -> Result<Self, RuntimeError> {
+        Self::shared(graph, RunSharing::default())
+    }
+
+    /// Reads the graph's form off its inputs. Clones for jobs share the session by `sharing`.
     ///
     /// # Errors
     /// When it lacks `sample`, `timestep`, `encoder_hidden_states` or `out_sample`.
-    pub fn new(graph: Arc<Graph>) -> Result<Self, RuntimeError> {
+    pub fn shared(graph: Arc<Graph>, sharing: RunSharing) -> Result<Self, RuntimeError> {
         let lacks = |what: &str| RuntimeError::Contract {
             graph: "UNet".to_owned(),
             what: what.to_owned(),
@@ -165,67 +252,125 @@ impl GraphUnet {
             },
             (None, None) => VectorForm::None,
         };
-        Ok(Self {
+        let merge_ratio = graph.input(MERGE_COUNT).map(|_| 0.0);
+        let on_cpu = !graph.is_on_gpu();
+        let rule = SharingRule {
+            sharing: match (sample.dims.first(), timestep) {
+                (Some(None), TimestepForm::Rows) if on_cpu => Sharing::OnceProven,
+                (Some(None), TimestepForm::Rows) => Sharing::Always,
+                // The graph takes a fixed number of rows, or one timestep for all.
+                _ => Sharing::Never,
+            },
+            latent_pixels: sharing.latent_pixels.unwrap_or(if on_cpu {
+                CPU_LATENT_PIXELS
+            } else {
+                GPU_LATENT_PIXELS
+            }),
+        };
+        let session = UnetSession {
             timestep,
             whole_timesteps: time.is_integer,
             vector,
             channels: sample.dims.get(1).copied().flatten().unwrap_or(4),
             context_width: context.dims.get(2).copied().flatten().unwrap_or(0),
-            merge_ratio: graph.input(MERGE_COUNT).map(|_| 0.0),
-            networks: Vec::new(),
-            in_float: None,
-            graph,
+            networks: Mutex::default(),
+            graph: Arc::clone(&graph),
+        };
+        let networks = session.networks(Vec::new());
+        Ok(Self {
+            seat: DenoiseService::new(session, rule).seat(),
+            setting: UnetSetting {
+                graph,
+                networks,
+                merge_ratio,
+                in_float: None,
+            },
         })
     }
 
     /// The same with what it is computed with where half precision overflows.
     #[must_use]
-    pub fn with_float(self, in_float: Option<InFloat>) -> Self {
-        Self { in_float, ..self }
+    pub fn with_float(mut self, in_float: Option<InFloat>) -> Self {
+        self.setting.in_float = in_float;
+        self
     }
 
-    /// The same session with another share of merged tokens; without effect on a graph that was
-    /// built without token merging.
+    /// A place of its own at the same session with another share of merged tokens; without effect on
+    /// a graph that was built without token merging.
     #[must_use]
     pub fn with_merge_ratio(&self, ratio: f64) -> Self {
         Self {
-            graph: Arc::clone(&self.graph),
-            networks: self.networks.clone(),
-            merge_ratio: self.merge_ratio.map(|_| ratio),
-            in_float: self.in_float.clone(),
-            ..*self
+            seat: self.service().seat(),
+            setting: UnetSetting {
+                merge_ratio: self.setting.merge_ratio.map(|_| ratio),
+                ..self.setting.clone()
+            },
         }
     }
 
-    /// The same session with values for its adapter inputs.
+    /// A place of its own at the same session with values for its adapter inputs.
     #[must_use]
     pub fn with_networks(&self, networks: Vec<(String, ArrayD<f32>)>) -> Self {
         Self {
-            graph: Arc::clone(&self.graph),
-            networks,
-            in_float: self.in_float.clone(),
-            ..*self
+            seat: self.service().seat(),
+            setting: UnetSetting {
+                networks: self.session().networks(networks),
+                ..self.setting.clone()
+            },
         }
     }
 
     /// The session, for what goes beyond a call.
     pub(super) fn graph(&self) -> &Arc<Graph> {
-        &self.graph
+        &self.session().graph
+    }
+
+    fn service(&self) -> &Arc<DenoiseService<UnetSession>> {
+        self.seat.service()
+    }
+
+    fn session(&self) -> &UnetSession {
+        self.service().backend()
+    }
+
+    /// Whether somebody beside this place has one at the session.
+    pub(super) fn is_in_use(&self) -> bool {
+        Arc::strong_count(self.service()) > 1
     }
 
     /// Channels of the input: 4, 9 for inpainting, 8 for instruct-pix2pix.
     #[must_use]
     pub fn channels(&self) -> usize {
-        self.channels
+        self.session().channels
     }
 
     /// Width of the text conditioning.
     #[must_use]
     pub fn context_width(&self) -> usize {
-        self.context_width
+        self.session().context_width
+    }
+}
+
+impl UnetSession {
+    /// These values, or equal ones that are in use: only calls with the same object share a run.
+    fn networks(&self, values: Vec<(String, ArrayD<f32>)>) -> Arc<NetworkInputs> {
+        let mut in_use = self.networks.lock();
+        in_use.retain(|networks| networks.strong_count() > 0);
+        let known = in_use.iter().filter_map(Weak::upgrade);
+        if let Some(known) = known.into_iter().find(|known| known.values == values) {
+            return known;
+        }
+        let networks = Arc::new(NetworkInputs::new(values));
+        in_use.push(Arc::downgrade(&networks));
+        networks
     }
 
-    fn rows(&self, input: &UnetInput) -> Result<Array4<f32>, NetworkError> {
+    fn rows(
+        &self,
+        input: &UnetInput,
+        setting: &UnetSetting,
+        stop: &RunStop,
+    ) -> Result<Array4<f32>, NetworkError> {
         if self.whole_timesteps
             && let Some(&timestep) = input.timestep.iter().find(|t| t.fract() != 0.0)
         {
@@ -257,10 +402,10 @@ impl GraphUnet {
                 });
             }
         }
-        for (name, values) in &self.networks {
+        for (name, values) in &setting.networks.values {
             feeds.push((name, values.into()));
         }
-        if let Some(ratio) = self.merge_ratio {
+        if let Some(ratio) = setting.merge_ratio {
             let (_, _, height, width) = input.sample.dim();
             let merge =
                 TokenMerge::new(height, width, ratio).ok_or(NetworkError::TooSmallToMerge)?;
@@ -271,33 +416,53 @@ impl GraphUnet {
             ]);
         }
         let wanted = ["out_sample"];
-        let out = run_or_upcast(&self.graph, self.in_float.as_ref(), &feeds, &wanted)?;
+        let in_float = setting.in_float.as_ref();
+        let out = run_or_upcast(&self.graph, in_float, &feeds, &wanted, stop)?;
         shaped4(out)
     }
 }
 
-impl Unet for GraphUnet {
-    fn predict(&self, input: &UnetInput) -> Result<Array4<f32>, Cause> {
+impl Backend for UnetSession {
+    type Setting = UnetSetting;
+    type Run = RunStop;
+
+    fn prepare(&self) -> RunStop {
+        RunStop::new()
+    }
+
+    fn run(
+        &self,
+        input: &UnetInput,
+        setting: &UnetSetting,
+        stop: &RunStop,
+    ) -> Result<Array4<f32>, Cause> {
         let same = input
             .timestep
             .windows(2)
             .all(|pair| pair[0].to_bits() == pair[1].to_bits());
         if self.timestep == TimestepForm::Rows || same {
-            return self.rows(input).map_err(told);
+            return self.rows(input, setting, stop).map_err(told);
         }
         let rows: Vec<Array4<f32>> = (0..input.timestep.len())
-            .map(|row| self.rows(&one_row(input, row)))
+            .map(|row| self.rows(&one_row(input, row), setting, stop))
             .collect::<Result<_, _>>()
             .map_err(told)?;
         let views: Vec<_> = rows.iter().map(|rows| rows.view()).collect();
         Ok(concatenate(Axis(0), &views)?)
     }
 
+    fn stop(stop: &RunStop) {
+        stop.stop();
+    }
+}
+
+impl Unet for GraphUnet {
+    fn predict(&self, input: &UnetInput) -> Result<Array4<f32>, Cause> {
+        self.seat.call(input, &self.setting)
+    }
+
     fn terminate(&self) {
-        self.graph.terminate();
-        if let Some(float) = self.in_float.as_ref().and_then(|it| it.graph.if_loaded()) {
-            float.terminate();
-        }
+        self.seat.withdraw();
     }
 }
 
@@ -386,6 +551,11 @@ impl GraphTextEncoder {
             networks,
             ..*self
         }
+    }
+
+    /// Whether something beside this object uses the session.
+    pub(super) fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.graph) > 1
     }
 
     fn run(&self, batch: &TokenBatch, wanted: &[&str]) -> Result<Vec<ArrayD<f32>>, NetworkError> {
@@ -533,11 +703,6 @@ impl LazyGraph {
         *graph = Some(Arc::clone(&loaded));
         Ok(loaded)
     }
-
-    /// The session, if it was made and is not being made.
-    fn if_loaded(&self) -> Option<Arc<Graph>> {
-        self.graph.try_lock()?.clone()
-    }
 }
 
 /// A VAE's two sessions, and its decoder in strips where it can be cut.
@@ -592,6 +757,11 @@ impl GraphVae {
         }
     }
 
+    /// Whether somebody uses the sessions through a copy of this.
+    pub(super) fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.decoder) > 1
+    }
+
     fn posterior(&self, pixels: &Array4<f32>) -> Result<Posterior, NetworkError> {
         let encoder = self.encoder.get()?;
         let name = if encoder.output("latent_parameters").is_some() {
@@ -601,7 +771,13 @@ impl GraphVae {
         };
         let in_float = self.in_float.as_ref().map(|[encoder, _]| encoder);
         let feeds = [("sample", pixels.into())];
-        let moments = shaped4(run_or_upcast(&encoder, in_float, &feeds, &[name])?)?;
+        let moments = shaped4(run_or_upcast(
+            &encoder,
+            in_float,
+            &feeds,
+            &[name],
+            &RunStop::new(),
+        )?)?;
         if name == "latent_sample" {
             // Older exports give a sample or the mode; then there is nothing left to draw.
             let logvar = Array4::from_elem(moments.raw_dim(), -30.0);
@@ -637,7 +813,9 @@ impl Vae for GraphVae {
         let out = self
             .decoder
             .get()
-            .and_then(|decoder| run_or_upcast(&decoder, in_float, &feeds, &["sample"]))
+            .and_then(|decoder| {
+                run_or_upcast(&decoder, in_float, &feeds, &["sample"], &RunStop::new())
+            })
             .map_err(told)?;
         shaped4(out).map_err(told)
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::checkpoint::LoadError;
-use super::networks::{GraphTextEncoder, GraphUnet, GraphVae, LazyGraph};
+use super::networks::{GraphTextEncoder, GraphUnet, GraphVae, LazyGraph, RunSharing};
 use crate::pipeline::{Family, Prediction};
 use crate::runtime::{Graph, GraphSource, Runtime};
 use crate::sampling::scaled_linear_alphas_cumprod;
@@ -89,8 +89,13 @@ fn read_json(path: &Path) -> Value {
     })
 }
 
-pub(super) fn load_unet(runtime: &Runtime, folder: &Path) -> Result<GraphUnet, LoadError> {
-    Ok(GraphUnet::new(load_part(runtime, folder, "unet")?)?)
+pub(super) fn load_unet(
+    runtime: &Runtime,
+    folder: &Path,
+    sharing: RunSharing,
+) -> Result<GraphUnet, LoadError> {
+    let graph = load_part(runtime, folder, "unet")?;
+    Ok(GraphUnet::shared(graph, sharing)?)
 }
 
 pub(super) fn load_text_encoders(

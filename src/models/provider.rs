@@ -18,7 +18,7 @@ use super::graphs::{BuildOptions, HypernetworkModules, Precision, Weights};
 use super::hypernetwork::open_hypernetwork;
 use super::load_strategy::{LARGE_UNET_BYTES, LoadStrategy};
 use super::lora::{AppliedNetwork, bundled_embeddings};
-use super::networks::{GraphTextEncoder, GraphUnet, GraphVae};
+use super::networks::{GraphTextEncoder, GraphUnet, GraphVae, RunSharing};
 use super::onnx_folder;
 use super::safety::GraphSafetyChecker;
 use super::upscalers::UpscalerNetworks;
@@ -56,6 +56,8 @@ pub struct ProviderConfig {
     pub half_vae: bool,
     /// The models folder whose safety checker looks at finished pictures; `None`: none does.
     pub safety_checker: Option<PathBuf>,
+    /// How much of calls of different jobs is one run of the UNet.
+    pub sharing: RunSharing,
 }
 
 impl Default for ProviderConfig {
@@ -70,6 +72,7 @@ impl Default for ProviderConfig {
             half: false,
             half_vae: false,
             safety_checker: None,
+            sharing: RunSharing::default(),
         }
     }
 }
@@ -131,6 +134,22 @@ impl Loaded {
             Part::Vae(_, size_bytes) => *size_bytes,
         }
     }
+
+    /// Whether a job uses it: letting go of it would free nothing.
+    fn is_in_use(&self) -> bool {
+        match &self.part {
+            Part::Checkpoint(checkpoint) => checkpoint.is_in_use(),
+            Part::Vae(vae, _) => Arc::strong_count(vae) > 1 || vae.is_in_use(),
+        }
+    }
+
+    /// Lets go of the sessions that no job uses; whether there were any.
+    fn forget_idle(&self) -> bool {
+        match &self.part {
+            Part::Checkpoint(checkpoint) => checkpoint.forget_idle_unets(),
+            Part::Vae(..) => false,
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -181,6 +200,36 @@ impl LoadedCheckpoint {
         });
         plain + self.text_bytes + adapted
     }
+
+    fn is_in_use(&self) -> bool {
+        self.plain_unet_in_use()
+            || self
+                .text_encoders
+                .iter()
+                .any(|encoder| Arc::strong_count(encoder) > 1 || encoder.is_in_use())
+            || self
+                .adapted
+                .as_ref()
+                .is_some_and(AdaptedSessions::is_in_use)
+    }
+
+    fn plain_unet_in_use(&self) -> bool {
+        self.unet.lock().as_ref().is_some_and(is_unet_in_use)
+    }
+
+    /// Lets go of the UNets that no job uses; whether there were any.
+    fn forget_idle_unets(&self) -> bool {
+        // An ONNX folder's UNet cannot be made again alone.
+        let Some(adapted) = &self.adapted else {
+            return false;
+        };
+        let plain = self.unet.lock().take_if(|unet| !is_unet_in_use(unet));
+        adapted.forget_idle_unets() || plain.is_some()
+    }
+}
+
+fn is_unet_in_use(unet: &Arc<GraphUnet>) -> bool {
+    Arc::strong_count(unet) > 1 || unet.is_in_use()
 }
 
 /// The networks of one request.
@@ -230,8 +279,12 @@ impl Provider {
             let Some(mut all) = all.try_lock() else {
                 return false;
             };
-            let some = !all.is_empty();
-            all.clear();
+            let before = all.len();
+            all.retain(Loaded::is_in_use);
+            let mut some = all.len() < before;
+            for entry in all.iter() {
+                some |= entry.forget_idle();
+            }
             some
         });
         Self {
@@ -362,6 +415,8 @@ impl Provider {
     ) -> Result<ModelParts, LoadError> {
         let networks = self.networks(request, checkpoint)?;
         let mut loaded = self.loaded.lock();
+        // What was in use while more was needed than the budget holds.
+        self.make_room(&mut loaded, 0, 1);
         let plain = networks.applied.is_empty() && networks.hypernetworks.is_empty();
         let planned = request.planned_latent_pixels;
         let variant = self.variant_of(request);
@@ -498,9 +553,11 @@ impl Provider {
             effort,
             &mut || {
                 if !self.make_room(loaded, main.unet_bytes, 1) {
-                    // Both UNets of the checkpoint are too much: the plain one is loaded again when
-                    // a request without networks comes.
-                    *main.unet.lock() = None;
+                    // Both UNets of the checkpoint are too much: the plain one, if no job uses it, is
+                    // loaded again when a request without networks comes.
+                    if !main.plain_unet_in_use() {
+                        *main.unet.lock() = None;
+                    }
                 }
             },
         )?;
@@ -532,7 +589,7 @@ impl Provider {
         }
         let sessions = main.adapted.as_ref().ok_or(LoadError::NoCheckpoint)?;
         if !self.make_room(loaded, main.unet_bytes, 1) {
-            sessions.forget_unet();
+            sessions.forget_idle_unets();
         }
         let unet = sessions.plain_unet(&self.runtime, effort)?;
         *main.unet.lock() = Some(Arc::clone(&unet));
@@ -606,7 +663,7 @@ impl Provider {
         let (unet, text_encoders) = std::thread::scope(|scope| {
             let text = scope.spawn(|| load_text_encoders(&self.runtime, &plan, options));
             let unet = (with_unet || stated.is_none())
-                .then(|| load_unet(&self.runtime, &plan, options, effort))
+                .then(|| load_unet(&self.runtime, &plan, options, effort, self.config.sharing))
                 .transpose();
             (unet, text.join())
         });
@@ -633,7 +690,7 @@ impl Provider {
             vae_weights: plan.has_vae().then(|| plan.vae_weights()),
             text_cache: Arc::new(ConditioningCache::new(TEXT_CACHE)),
             size_embedding_width: plan.size_embedding_width().unwrap_or(256),
-            adapted: Some(AdaptedSessions::new(plan, options)),
+            adapted: Some(AdaptedSessions::new(plan, options, self.config.sharing)),
         })
     }
 
@@ -668,7 +725,11 @@ impl Provider {
         self.make_room(loaded, unet_bytes + text_bytes, 0);
         Ok(LoadedCheckpoint {
             generation: next_generation(),
-            unet: Mutex::new(Some(Arc::new(onnx_folder::load_unet(&self.runtime, path)?))),
+            unet: Mutex::new(Some(Arc::new(onnx_folder::load_unet(
+                &self.runtime,
+                path,
+                self.config.sharing,
+            )?))),
             unet_bytes,
             text_bytes,
             text_encoders: onnx_folder::load_text_encoders(&self.runtime, path, &facts)?,
@@ -829,12 +890,16 @@ impl Provider {
     }
 
     /// Lets go of what was used longest ago until `needed` more bytes are within the budget, but not
-    /// of the `kept` last used; whether they are.
+    /// of the `kept` last used nor of what jobs use; whether they are.
     fn make_room(&self, loaded: &mut Vec<Loaded>, needed: u64, kept: usize) -> bool {
         let budget = self.config.memory_budget_bytes.saturating_sub(needed);
         let total = |loaded: &[Loaded]| loaded.iter().map(Loaded::size_bytes).sum::<u64>();
-        while total(loaded) > budget && loaded.len() > kept {
-            let gone = loaded.remove(0);
+        while total(loaded) > budget {
+            let candidates = loaded.len().saturating_sub(kept);
+            let Some(at) = (0..candidates).find(|&at| !loaded[at].is_in_use()) else {
+                break;
+            };
+            let gone = loaded.remove(at);
             tracing::info!(path = %gone.identity.path.display(), "unloaded to stay within the memory budget");
         }
         total(loaded) <= budget

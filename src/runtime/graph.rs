@@ -94,10 +94,46 @@ pub struct Graph {
     inputs: HashMap<String, Port>,
     outputs: HashMap<String, Port>,
     time: RunTime,
-    /// The options of the call in flight, by which it can be stopped.
-    in_flight: Mutex<Vec<Arc<RunOptions>>>,
     /// How its session becomes a faster one, where it was loaded quickly.
     pub(super) upgrade: Option<Upgrade>,
+}
+
+/// A hold on one call, which may be several runs: stops it from any thread, within one operator, also before
+/// it begins.
+#[derive(Default)]
+pub struct RunStop {
+    state: Mutex<StopState>,
+}
+
+#[derive(Default)]
+struct StopState {
+    stopped: bool,
+    /// The options of the last run, by which it can be stopped.
+    run: Option<Arc<RunOptions>>,
+}
+
+impl RunStop {
+    /// A hold on a call that has not begun.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The call answers [`RuntimeError::Terminated`]; no other is touched.
+    pub fn stop(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.stopped = true;
+        if let Some(Err(error)) = state.run.as_ref().map(|run| run.terminate()) {
+            tracing::warn!(%error, "a run could not be stopped");
+        }
+    }
+
+    /// A run with these options begins; false when it must not.
+    fn begin(&self, options: &Arc<RunOptions>) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.run = Some(Arc::clone(options));
+        !state.stopped
+    }
 }
 
 impl Graph {
@@ -205,7 +241,6 @@ impl Graph {
             inputs,
             outputs,
             time: runtime.times.of(name),
-            in_flight: Mutex::new(Vec::new()),
             upgrade: None,
         })
     }
@@ -225,6 +260,12 @@ impl Graph {
         drop(ours);
         drop(theirs);
         drop(other);
+    }
+
+    /// Whether its operators run on a GPU, as far as the provider has them.
+    #[must_use]
+    pub fn is_on_gpu(&self) -> bool {
+        self.runtime.is_on_gpu()
     }
 
     /// What the graph declares for an input, if it has it. Inputs with a default are among them.
@@ -254,15 +295,27 @@ impl Graph {
     ///
     /// # Errors
     /// [`RuntimeError::Contract`] when a wanted output does not exist, [`RuntimeError::Run`] when
-    /// the runtime fails, [`RuntimeError::OutOfMemory`], [`RuntimeError::Terminated`] after
-    /// [`Self::terminate`].
+    /// the runtime fails, [`RuntimeError::OutOfMemory`].
     pub fn run(
         &self,
         inputs: &Invocation<'_>,
         wanted: &[&str],
     ) -> Result<Vec<ArrayD<f32>>, RuntimeError> {
+        self.run_until_stopped(inputs, wanted, &RunStop::new())
+    }
+
+    /// [`Self::run`], which `stop` ends early.
+    ///
+    /// # Errors
+    /// As [`Self::run`], and [`RuntimeError::Terminated`] after [`RunStop::stop`].
+    pub fn run_until_stopped(
+        &self,
+        inputs: &Invocation<'_>,
+        wanted: &[&str],
+        stop: &RunStop,
+    ) -> Result<Vec<ArrayD<f32>>, RuntimeError> {
         relieved(&self.runtime, |is_second| {
-            self.run_once(inputs, wanted, is_second)
+            self.run_once(inputs, wanted, stop, is_second)
         })
     }
 
@@ -270,6 +323,7 @@ impl Graph {
         &self,
         inputs: &Invocation<'_>,
         wanted: &[&str],
+        stop: &RunStop,
         shrinks_arena: bool,
     ) -> Result<Vec<ArrayD<f32>>, RuntimeError> {
         let failed = |error: ort::Error| {
@@ -297,7 +351,9 @@ impl Graph {
                 .map_err(failed)?;
         }
         let options = Arc::new(options);
-        let ticket = Ticket::new(&self.in_flight, &options);
+        if !stop.begin(&options) {
+            return Err(self.terminated());
+        }
         let mut running = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let Running { session, binding } = &mut *running;
         // All outputs are fetched: the runtime computes every one anyway, and a selection would take
@@ -316,9 +372,7 @@ impl Graph {
         self.time.add(begin.elapsed());
         let outputs = outcome.map_err(|error| {
             if error.to_string().contains("terminate flag") {
-                RuntimeError::Terminated {
-                    graph: self.name.clone(),
-                }
+                self.terminated()
             } else {
                 failed(error)
             }
@@ -334,21 +388,12 @@ impl Graph {
             .collect();
         drop(outputs);
         drop(running);
-        drop(ticket);
         taken
     }
 
-    /// Stops the calls in flight within one operator; they answer [`RuntimeError::Terminated`].
-    /// Calls that begin later are not touched.
-    pub fn terminate(&self) {
-        let running = self
-            .in_flight
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        for options in running.iter() {
-            if let Err(error) = options.terminate() {
-                tracing::warn!(graph = %self.name, %error, "a run could not be stopped");
-            }
+    fn terminated(&self) -> RuntimeError {
+        RuntimeError::Terminated {
+            graph: self.name.clone(),
         }
     }
 
@@ -377,33 +422,6 @@ impl Graph {
             }
             (Tensor::Int(array), _) => Feed::Int(contiguous(array.view())),
         }
-    }
-}
-
-/// Removes the options from the list when the call ends, however it ends.
-struct Ticket<'a> {
-    list: &'a Mutex<Vec<Arc<RunOptions>>>,
-    options: Arc<RunOptions>,
-}
-
-impl<'a> Ticket<'a> {
-    fn new(list: &'a Mutex<Vec<Arc<RunOptions>>>, options: &Arc<RunOptions>) -> Self {
-        list.lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Arc::clone(options));
-        Self {
-            list,
-            options: Arc::clone(options),
-        }
-    }
-}
-
-impl Drop for Ticket<'_> {
-    fn drop(&mut self) {
-        self.list
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|entry| !Arc::ptr_eq(entry, &self.options));
     }
 }
 

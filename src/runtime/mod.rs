@@ -16,7 +16,7 @@ mod run_times;
 mod upgrade;
 
 pub use effort::{LoadEffort, LoadStop};
-pub use graph::{Graph, GraphSource, Input, Invocation, Tensor};
+pub use graph::{Graph, GraphSource, Input, Invocation, RunStop, Tensor};
 pub use library::{LibrarySearch, Runtime, RuntimeOptions, find_library};
 pub use memory::{available_memory_bytes, exit_at_once, give_back_free_memory, total_memory_bytes};
 pub use providers::{ConvSearch, ExecutionProvider};
@@ -49,7 +49,7 @@ pub enum RuntimeError {
         graph: String,
         reason: String,
     },
-    /// A run was stopped by [`Graph::terminate`].
+    /// A run was stopped by [`RunStop::stop`].
     #[error("the {graph} graph was stopped")]
     Terminated { graph: String },
     /// The graph has no such input or output, or one of another type.

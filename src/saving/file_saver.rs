@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
+
 use super::numbering::next_number;
 use super::sanitize::relative_path;
 use super::tokens::Names;
@@ -47,6 +49,8 @@ impl PictureSaver for FileSaver {
 
 /// Bytes of a file name that every file system takes.
 const NAME_LIMIT_BYTES: usize = 255;
+/// Held from the look for a free name until the file is there: jobs that run at once share the folders.
+static NAMING: Mutex<()> = Mutex::new(());
 /// How many names are tried when the next number is taken.
 const TRIES: u64 = 500;
 
@@ -72,6 +76,9 @@ impl FileSaver {
         };
         let folder = root.join(sub_folder(&saved.saved_as, options, &names));
         let (format, extension) = format_of(saved, options)?;
+        let infotext = saved.infotext.filter(|_| options.bool("enable_pnginfo"));
+        let bytes = encode(saved.picture, format, infotext, options)?;
+        let one_at_a_time = NAMING.lock();
         let file = match saved.saved_as {
             SavedAs::Named { name } => folder.join(format!("{name}.{extension}")),
             SavedAs::Sample { .. } | SavedAs::Grid { .. } => {
@@ -82,9 +89,8 @@ impl FileSaver {
         if let Some(parent) = file.parent() {
             fs_err::create_dir_all(parent)?;
         }
-        let infotext = saved.infotext.filter(|_| options.bool("enable_pnginfo"));
-        let bytes = encode(saved.picture, format, infotext, options)?;
         write_in_one_step(&file, &bytes)?;
+        drop(one_at_a_time);
         if options.bool("export_for_4chan") {
             write_small_copy(saved.picture, &file, bytes.len(), infotext, options)?;
         }
