@@ -2,10 +2,13 @@
 """Leaves a server under load and counts what gets lost.
 
     scripts/soak.py --server target/release/ancestral --minutes 30 --clients 16
+    scripts/soak.py --server target/release/ancestral --minutes 30 --clients 16 --concurrent-jobs 8
 
-Every client sends txt2img requests one after another, some of them to leave early, to be interrupted by id, or to
-be wrong on purpose. Checked: every answer belongs to its request, none is lost or doubled, no status 5xx but 503 of a
-full queue, and the memory at the end is within 5 % of the memory after the warm-up. Needs nothing beside Python.
+Every client sends requests one after another, some of them to leave early, to be cancelled by id, or to be wrong on
+purpose. Checked: every picture is, to the byte, the one that its request gave before the load began, with nobody
+beside it; no answer is lost or doubled, no status 5xx but 503 of a full queue, and the memory at the end is within 5 %
+of the memory after the warm-up. With several jobs at once that is also: whom a job shares its steps with, and which of
+them are cancelled, changes nothing. Needs nothing beside Python.
 """
 
 import argparse
@@ -24,16 +27,31 @@ from server_process import ServerProcess, call
 
 WARM_UP_SHARE = 0.2
 GROWTH_LIMIT = 0.05
-SEEDS = 8
+# Sizes and samplers that meet in one run of the UNet, and one size that does not.
+REQUESTS = [
+    {"seed": seed, "width": 256, "height": 256, "steps": 3, **more}
+    for seed, more in enumerate(
+        [
+            {"prompt": "a red heart", "sampler_name": "Euler a"},
+            {"prompt": "a blue star", "sampler_name": "Euler"},
+            {"prompt": "a green leaf", "sampler_name": "DPM++ 2M", "steps": 5},
+            {"prompt": "a yellow sun", "sampler_name": "DPM++ 2M SDE", "cfg_scale": 12.5},
+            {"prompt": "a house", "sampler_name": "DDIM", "negative_prompt": "red"},
+            {"prompt": "a fish", "sampler_name": "UniPC", "n_iter": 2},
+            {"prompt": "a boat", "sampler_name": "Euler a", "batch_size": 2},
+            {"prompt": "a cat", "sampler_name": "Euler a", "width": 192},
+        ]
+    )
+]
 
 
 class Tally:
     """What happened, counted under one lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, alone: list[list[str]]) -> None:
         self.lock = threading.Lock()
         self.counts: dict[str, int] = {}
-        self.pictures: dict[int, set[str]] = {}
+        self.alone = alone
         self.faults: list[str] = []
 
     def count(self, what: str) -> None:
@@ -44,28 +62,40 @@ class Tally:
         with self.lock:
             self.faults.append(text)
 
-    def picture(self, seed: int, digest: str) -> None:
-        with self.lock:
-            self.pictures.setdefault(seed, set()).add(digest)
+    def compare(self, which: int, answer: bytes, what: str) -> None:
+        """Counts an answer as right if its pictures are those that the request gave alone."""
+        if digests(answer) == self.alone[which]:
+            self.count(what)
+        else:
+            self.fault(f"other pictures than alone: {REQUESTS[which]}")
+
+
+def digests(answer: bytes) -> list[str]:
+    """A digest of every picture of an answer."""
+    return [hashlib.sha256(base64.b64decode(image)).hexdigest() for image in json.loads(answer)["images"]]
+
+
+def draw_alone(port: int) -> list[list[str]]:
+    """The pictures of every request, one after another."""
+    pictures = []
+    for body in REQUESTS:
+        status, data = call(port, "POST", "/sdapi/v1/txt2img", body)
+        if status != 200:
+            raise RuntimeError(f"txt2img answered {status}: {data[:200]!r}")
+        pictures.append(digests(data))
+    return pictures
 
 
 def draw(port: int, rng: random.Random, tally: Tally) -> None:
-    """A picture; the same seed must always give the same one."""
-    seed = rng.randrange(SEEDS)
-    body = {"prompt": "a red heart", "seed": seed, "steps": 3, "width": 256, "height": 256, "sampler_name": "Euler a"}
-    status, data = call(port, "POST", "/sdapi/v1/txt2img", body)
+    """Pictures, which must be those that the request gave alone."""
+    which = rng.randrange(len(REQUESTS))
+    status, data = call(port, "POST", "/sdapi/v1/txt2img", REQUESTS[which])
     if status == 503:
         tally.count("refused by the full queue")
-        return
-    if status != 200:
+    elif status != 200:
         tally.fault(f"txt2img answered {status}: {data[:200]!r}")
-        return
-    answer = json.loads(data)
-    if json.loads(answer["info"])["seed"] != seed or len(answer["images"]) != 1:
-        tally.fault("an answer belongs to another request")
-        return
-    tally.picture(seed, hashlib.sha256(base64.b64decode(answer["images"][0])).hexdigest())
-    tally.count("pictures")
+    else:
+        tally.compare(which, data, "right answers")
 
 
 def leave(port: int, tally: Tally) -> None:
@@ -79,8 +109,8 @@ def leave(port: int, tally: Tally) -> None:
 
 def submit(port: int, rng: random.Random, tally: Tally) -> None:
     """A kept job, which is cancelled half of the time and else fetched once."""
-    body = {"prompt": "a green leaf", "seed": 1, "steps": 3, "width": 256, "height": 256}
-    status, data = call(port, "POST", "/v1/jobs/txt2img", body)
+    which = rng.randrange(len(REQUESTS))
+    status, data = call(port, "POST", "/v1/jobs/txt2img", REQUESTS[which])
     if status == 503:
         tally.count("refused by the full queue")
         return
@@ -90,6 +120,7 @@ def submit(port: int, rng: random.Random, tally: Tally) -> None:
     job = json.loads(data)["links"]["self"]
     cancelled = rng.random() < 0.5
     if cancelled:
+        time.sleep(rng.random())
         call(port, "DELETE", job)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
@@ -102,10 +133,14 @@ def submit(port: int, rng: random.Random, tally: Tally) -> None:
         return
     if view["state"] == "failed" or (view["state"] == "cancelled" and not cancelled):
         tally.fault(f"a submitted job ended as {view['state']}: {view.get('error')}")
-    elif view["state"] == "done" and call(port, "GET", f"{job}/result")[0] != 200:
-        tally.fault("the result of a job that is done is not there")
+    elif view["state"] == "cancelled":
+        tally.count("kept jobs cancelled")
     else:
-        tally.count(f"kept jobs {view['state']}")
+        status, data = call(port, "GET", f"{job}/result")
+        if status == 200:
+            tally.compare(which, data, "right results of kept jobs")
+        else:
+            tally.fault(f"the result of a job that is done was answered {status}")
 
 
 def err(port: int, tally: Tally) -> None:
@@ -146,9 +181,11 @@ def main() -> int:
     parser.add_argument("--server", required=True, type=Path)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--concurrent-jobs", type=int, default=1, help="jobs that the server runs at once")
     options = parser.parse_args()
-    tally = Tally()
-    with tempfile.TemporaryDirectory() as data, ServerProcess(options.server, Path(data)) as server:
+    flags = ["--max-concurrent-jobs", str(options.concurrent_jobs)]
+    with tempfile.TemporaryDirectory() as data, ServerProcess(options.server, Path(data), *flags) as server:
+        tally = Tally(draw_alone(server.port))
         begin = time.monotonic()
         until = begin + options.minutes * 60
         threads = [
@@ -164,9 +201,6 @@ def main() -> int:
         for thread in threads:
             thread.join()
         end = server.resident_mib()
-    for seed, digests in tally.pictures.items():
-        if len(digests) > 1:
-            tally.fault(f"seed {seed} gave {len(digests)} different pictures")
     growth = end / warm - 1 if warm else 0.0
     if growth > GROWTH_LIMIT:
         tally.fault(f"memory grew by {growth:.1%} after the warm-up")

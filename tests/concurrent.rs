@@ -160,8 +160,8 @@ fn wait_for(port: u16, id: &str, states: &[&str]) -> Value {
     }
 }
 
-#[test]
-fn interrupting_one_of_eight_jobs_touches_no_other() {
+/// Eight jobs run at once, of which `end` ends the oldest; the seven others give the pictures drawn alone.
+fn assert_ending_one_of_eight_touches_no_other(end: impl Fn(u16, &str)) {
     let server = Server::start(&["--max-concurrent-jobs", "8"], |_| {});
     let port = server.port;
     let long = |seed: i64| small(&json!({"seed": seed, "steps": 40, "width": 96, "height": 96}));
@@ -176,11 +176,12 @@ fn interrupting_one_of_eight_jobs_touches_no_other() {
     let mut endless = long(99);
     endless["steps"] = json!(1000);
     let victim = submit(&endless);
+    wait_for(port, &victim, &["running"]);
     let others: Vec<String> = (0..7).map(|seed| submit(&long(seed))).collect();
-    for id in others.iter().chain([&victim]) {
+    for id in &others {
         wait_for(port, id, &["running", "done"]);
     }
-    assert_eq!(delete(port, &format!("/v1/jobs/{victim}")), 200);
+    end(port, &victim);
     wait_for(port, &victim, &["cancelled"]);
     for (id, alone) in others.iter().zip(&alone) {
         wait_for(port, id, &["done"]);
@@ -188,4 +189,20 @@ fn interrupting_one_of_eight_jobs_touches_no_other() {
         let result = result.json().expect("a result");
         assert_eq!(result["images"].as_array(), Some(alone), "job {id}");
     }
+}
+
+#[test]
+fn cancelling_one_of_eight_jobs_touches_no_other() {
+    assert_ending_one_of_eight_touches_no_other(|port, id| {
+        assert_eq!(delete(port, &format!("/v1/jobs/{id}")), 200);
+    });
+}
+
+/// A1111's route ends the job that has run longest.
+#[test]
+fn interrupting_one_of_eight_jobs_touches_no_other() {
+    assert_ending_one_of_eight_touches_no_other(|port, _| {
+        let answer = http_client::post_json(port, "/sdapi/v1/interrupt", &json!({}));
+        assert_eq!(answer.expect("an answer").status, 200);
+    });
 }
