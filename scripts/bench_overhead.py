@@ -103,6 +103,8 @@ def start(arguments: argparse.Namespace, data: Path) -> None:
             draw(server)
             pictures.append(time.perf_counter() - begin)
             watcher.join()
+            # Two seconds after the last job it gives back what graphs worked in.
+            time.sleep(5)
             idle.append(server.resident_mib())
         with prepared(arguments, data) as server:
             time.sleep(1)

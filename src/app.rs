@@ -535,6 +535,7 @@ impl Engine for Pipeline {
         params: &GenerationParams,
         control: &dyn JobControl,
     ) -> Result<GenerationResult, GenerateError> {
+        let _job = self.provider.job();
         generate(params, &self.provider, control)
     }
 
@@ -544,6 +545,7 @@ impl Engine for Pipeline {
         params: &GenerationParams,
         control: &dyn JobControl,
     ) -> Result<GenerationResult, GenerateError> {
+        let _job = self.provider.job();
         run_script(script, params, &self.provider, control)
     }
 

@@ -1088,11 +1088,42 @@ fn a_large_unet_is_loaded_quickly_and_upgraded_once_that_pays() {
 }
 
 #[test]
+fn the_parts_of_a_checkpoint_that_does_not_fit_take_turns_and_give_the_same_values() {
+    let folder = tempfile::tempdir().unwrap();
+    let request = ModelRequest::default();
+    let latent: Array4<f32> = pattern((1, 4, 6, 6), 4.0);
+    let values = |model: &Model| {
+        let first = fingerprint(model);
+        let picture = model.vae.decode(&latent).unwrap();
+        // The text tower made room for the step before, and is there again for the next prompt.
+        (first, picture, fingerprint(model))
+    };
+    let whole = provider_of_copy(folder.path(), "tiny-sd1");
+    let wanted = values(&whole.load(&request).unwrap());
+    assert_eq!(whole.present_session_count(), 2);
+    let frugal = provider_of_copy_with(folder.path(), "tiny-sd1", |config| ProviderConfig {
+        memory_budget_bytes: 1,
+        ..config
+    });
+    let model = frugal.load(&request).unwrap();
+    assert_eq!(frugal.present_session_count(), 0);
+    assert_eq!(values(&model), wanted);
+    assert_eq!(frugal.present_session_count(), 1, "the UNet alone");
+}
+
+#[test]
 fn no_faster_session_is_built_where_both_do_not_fit_into_the_budget() {
     let folder = tempfile::tempdir().unwrap();
+    // As much as all its weights are in float32.
+    let path = data_folder().join("models/Stable-diffusion/tiny-sd1.safetensors");
+    let file = TensorFile::open(&path).unwrap();
+    let values: usize = file
+        .iter()
+        .map(|(_, tensor)| tensor.shape.iter().product::<usize>())
+        .sum();
     let provider = provider_of_copy_with(folder.path(), "tiny-sd1", |config| ProviderConfig {
         large_unet_bytes: 1,
-        memory_budget_bytes: 1,
+        memory_budget_bytes: 4 * values as u64,
         ..config
     });
     let request = |planned_latent_pixels| ModelRequest {

@@ -15,7 +15,7 @@ use std::time::SystemTime;
 use ndarray::{ArrayD, IxDyn};
 use parking_lot::Mutex;
 
-use super::checkpoint::{CheckpointPlan, LoadError, load_built, load_unet, unet_session};
+use super::checkpoint::{CheckpointPlan, LoadError, Presence, load_built, load_unet, unet_session};
 use super::graphs::{
     AdapterPort, BuildOptions, HypernetworkModules, multiplier_input, text_encoder,
 };
@@ -108,9 +108,17 @@ impl AdaptedSessions {
     pub(super) fn plain_unet(
         &self,
         runtime: &Runtime,
-        effort: LoadEffort<'_>,
+        effort: LoadEffort<'static>,
+        presence: Presence,
     ) -> Result<Arc<GraphUnet>, LoadError> {
-        load_unet(runtime, &self.plan, self.options, effort, self.sharing)
+        load_unet(
+            runtime,
+            &self.plan,
+            self.options,
+            effort,
+            presence,
+            self.sharing,
+        )
     }
 
     /// How many UNets and text towers are loaded. Zero UNets while one is being loaded.

@@ -332,15 +332,45 @@ fn load_built_with(
     Graph::load_with(runtime, name, source, effort)
 }
 
+/// [`load_built`] at the first call, and again after it was released.
+fn load_built_late(
+    runtime: &Runtime,
+    name: &'static str,
+    built: BuiltGraph,
+    weights: &Weights,
+    effort: LoadEffort<'static>,
+) -> Graph {
+    let (inputs, outputs) = (built.inputs.clone(), built.outputs.clone());
+    let (late, weights) = (runtime.clone(), weights.clone());
+    Graph::unloaded(runtime, name, inputs, outputs, move || {
+        load_built_with(&late, name, &built, &weights, effort)
+    })
+}
+
+/// Whether the parts of a checkpoint are all there from the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Presence {
+    /// All are loaded.
+    Together,
+    /// Each is loaded when it is needed; see [`super::frugal`].
+    InTurn,
+}
+
 /// The UNet of a checkpoint.
 pub(super) fn load_unet(
     runtime: &Runtime,
     plan: &CheckpointPlan,
     options: BuildOptions,
-    effort: LoadEffort<'_>,
+    effort: LoadEffort<'static>,
+    presence: Presence,
     sharing: RunSharing,
 ) -> Result<Arc<GraphUnet>, LoadError> {
     let (weights, shape) = (plan.unet_weights(), plan.unet_shape());
+    if presence == Presence::InTurn {
+        let built = unet(&weights, shape, options)?;
+        let graph = load_built_late(runtime, "UNet", built, &weights, effort);
+        return Ok(Arc::new(GraphUnet::shared(Arc::new(graph), sharing)?));
+    }
     let (unet, _) = unet_session(runtime, weights, shape, options, effort, sharing)?;
     Ok(Arc::new(unet))
 }
@@ -399,12 +429,20 @@ pub(super) fn load_text_encoders(
     runtime: &Runtime,
     plan: &CheckpointPlan,
     options: BuildOptions,
+    presence: Presence,
 ) -> Result<Vec<Arc<GraphTextEncoder>>, LoadError> {
     let mut encoders = Vec::new();
     for (index, shape) in plan.towers.iter().enumerate() {
         let weights = plan.text_weights(index);
         let built = text_encoder(&weights, *shape, options)?;
-        let graph = load_built(runtime, "text encoder", &built, &weights)?;
+        let graph = match presence {
+            Presence::Together => load_built(runtime, "text encoder", &built, &weights)?,
+            Presence::InTurn => {
+                let effort = LoadEffort::Full;
+                let late = load_built_late(runtime, "text encoder", built, &weights, effort);
+                Arc::new(late)
+            }
+        };
         encoders.push(Arc::new(GraphTextEncoder::new(graph, 0)?));
     }
     Ok(encoders)

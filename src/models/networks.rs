@@ -320,6 +320,11 @@ impl GraphUnet {
         }
     }
 
+    /// Gives back the memory that large pictures left in the session.
+    pub(super) fn shrink(&self) {
+        shrink(self.graph(), 2);
+    }
+
     /// The session, for what goes beyond a call.
     pub(super) fn graph(&self) -> &Arc<Graph> {
         &self.session().graph
@@ -466,6 +471,12 @@ impl Unet for GraphUnet {
     }
 }
 
+fn shrink(graph: &Graph, free: usize) {
+    if let Err(error) = graph.shrink(free) {
+        tracing::debug!(%error, "its memory is not given back");
+    }
+}
+
 fn one_row(input: &UnetInput, row: usize) -> UnetInput {
     UnetInput {
         sample: input.sample.slice(s![row..=row, .., .., ..]).to_owned(),
@@ -556,6 +567,16 @@ impl GraphTextEncoder {
     /// Whether something beside this object uses the session.
     pub(super) fn is_in_use(&self) -> bool {
         Arc::strong_count(&self.graph) > 1
+    }
+
+    /// Whether the session is there.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.graph.is_loaded()
+    }
+
+    /// Lets go of the session where it is made again when it is needed.
+    pub(super) fn release(&self) {
+        self.graph.release();
     }
 
     fn run(&self, batch: &TokenBatch, wanted: &[&str]) -> Result<Vec<ArrayD<f32>>, NetworkError> {
@@ -703,6 +724,11 @@ impl LazyGraph {
         *graph = Some(Arc::clone(&loaded));
         Ok(loaded)
     }
+
+    /// The session, if it was made and is not being made.
+    fn if_loaded(&self) -> Option<Arc<Graph>> {
+        self.graph.try_lock()?.clone()
+    }
 }
 
 /// A VAE's two sessions, and its decoder in strips where it can be cut.
@@ -760,6 +786,16 @@ impl GraphVae {
     /// Whether somebody uses the sessions through a copy of this.
     pub(super) fn is_in_use(&self) -> bool {
         Arc::strong_count(&self.decoder) > 1
+    }
+
+    /// Gives back the memory that large pictures left in the sessions.
+    pub(super) fn shrink(&self) {
+        // The smallest sizes that pass through all levels.
+        for (graph, free) in [(&self.decoder, 2), (&self.encoder, 16)] {
+            if let Some(graph) = graph.if_loaded() {
+                shrink(&graph, free);
+            }
+        }
     }
 
     fn posterior(&self, pixels: &Array4<f32>) -> Result<Posterior, NetworkError> {

@@ -3,23 +3,25 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
 use super::adapted::{AdaptedSessions, AppliedHypernetwork};
 use super::checkpoint::{
-    CheckpointPlan, LoadError, load_text_encoders, load_unet, load_vae, open_weights,
+    CheckpointPlan, LoadError, Presence, load_text_encoders, load_unet, load_vae, open_weights,
     predicts_velocity,
 };
 use super::embeddings::FittingEmbeddings;
 use super::faces::FaceRestorers;
+use super::frugal::{FrugalUnet, FrugalVae};
 use super::graphs::{BuildOptions, HypernetworkModules, Precision, Weights};
 use super::hypernetwork::open_hypernetwork;
 use super::load_strategy::{LARGE_UNET_BYTES, LoadStrategy};
 use super::lora::{AppliedNetwork, bundled_embeddings};
 use super::networks::{GraphTextEncoder, GraphUnet, GraphVae, RunSharing};
 use super::onnx_folder;
+use super::rest::{RestWatch, RunningJob};
 use super::safety::GraphSafetyChecker;
 use super::upscalers::UpscalerNetworks;
 use crate::catalogue::{
@@ -33,6 +35,7 @@ use crate::pipeline::{
 use crate::runtime::{
     Graph, LoadEffort, Runtime, RuntimeError, available_memory_bytes, give_back_free_memory,
 };
+use crate::sampling::Unet;
 
 /// How checkpoints are found and kept.
 #[derive(Debug, Clone)]
@@ -54,6 +57,8 @@ pub struct ProviderConfig {
     pub half: bool,
     /// The VAE does.
     pub half_vae: bool,
+    /// How long no job has run when memory that their graphs worked in is given back.
+    pub rest_after: Duration,
     /// The models folder whose safety checker looks at finished pictures; `None`: none does.
     pub safety_checker: Option<PathBuf>,
     /// How much of calls of different jobs is one run of the UNet.
@@ -71,6 +76,7 @@ impl Default for ProviderConfig {
             answers_nan: false,
             half: false,
             half_vae: false,
+            rest_after: Duration::from_secs(2),
             safety_checker: None,
             sharing: RunSharing::default(),
         }
@@ -89,6 +95,7 @@ pub struct Provider {
     upscalers: UpscalerNetworks,
     faces: FaceRestorers,
     safety_checker: Option<GraphSafetyChecker>,
+    rest: RestWatch,
 }
 
 /// A file or folder in the state in which it was loaded.
@@ -167,6 +174,7 @@ struct LoadedCheckpoint {
     prediction: Prediction,
     vae_scale: f32,
     alphas_cumprod: Arc<[f32]>,
+    presence: Presence,
     /// Without networks; `None` while only requests with networks have been served, or while the one
     /// with networks has its memory.
     unet: Mutex<Option<Arc<GraphUnet>>>,
@@ -287,7 +295,14 @@ impl Provider {
             }
             some
         });
+        let resting = Arc::downgrade(&loaded);
+        let rest = RestWatch::start(config.rest_after, move || {
+            if let Some(loaded) = resting.upgrade() {
+                give_back_work_memory(&loaded);
+            }
+        });
         Self {
+            rest,
             upscalers: UpscalerNetworks::new(runtime.clone(), catalogue.upscalers().clone()),
             safety_checker: config
                 .safety_checker
@@ -312,6 +327,12 @@ impl Provider {
     #[must_use]
     pub fn runtime(&self) -> &Runtime {
         &self.runtime
+    }
+
+    /// A job runs on what is loaded until the answer is dropped; soon after the last one, what graphs worked in is given
+    /// back.
+    pub fn job(&self) -> RunningJob {
+        self.rest.job()
     }
 
     /// Forgets everything that is loaded; jobs that run keep theirs.
@@ -373,6 +394,30 @@ impl Provider {
             }
             None => None,
         };
+        let merging = unet.with_merge_ratio(request.token_merging_ratio);
+        let mut used_unet: Arc<dyn Unet> = Arc::new(if self.config.answers_nan {
+            merging.with_float(None)
+        } else {
+            merging
+        });
+        let own_vae = if request.keeps_vae_precision || self.config.answers_nan {
+            vae.without_float()
+        } else {
+            GraphVae::clone(&vae)
+        };
+        let used_vae: Arc<dyn pipeline::Vae> = match main.presence {
+            Presence::Together => Arc::new(own_vae),
+            Presence::InTurn => {
+                used_unet = Arc::new(FrugalUnet {
+                    unet: used_unet,
+                    text_encoders: text_encoders.clone(),
+                });
+                Arc::new(FrugalVae {
+                    vae: own_vae,
+                    unet: Arc::clone(&unet),
+                })
+            }
+        };
         Ok(Model {
             name: checkpoint.model_name.clone(),
             short_hash: sha256.chars().take(10).collect(),
@@ -381,23 +426,14 @@ impl Provider {
             unet_channels: unet.channels(),
             vae_scale: main.vae_scale,
             alphas_cumprod: Arc::clone(&main.alphas_cumprod),
-            unet: Arc::new(if self.config.answers_nan {
-                unet.with_merge_ratio(request.token_merging_ratio)
-                    .with_float(None)
-            } else {
-                unet.with_merge_ratio(request.token_merging_ratio)
-            }),
+            unet: used_unet,
             text_state: embeddings.state(main.generation, &networks.applied),
             embeddings: Some(Arc::new(embeddings)),
             text_encoders: text_encoders
                 .into_iter()
                 .map(|encoder| encoder as Arc<dyn TextEncoder>)
                 .collect(),
-            vae: if request.keeps_vae_precision || self.config.answers_nan {
-                Arc::new(vae.without_float()) as Arc<dyn pipeline::Vae>
-            } else {
-                vae
-            },
+            vae: used_vae,
             vae_file,
             text_cache: Arc::clone(&main.text_cache),
             size_embedding_width: main.size_embedding_width,
@@ -582,7 +618,7 @@ impl Provider {
         &self,
         loaded: &mut Vec<Loaded>,
         main: &LoadedCheckpoint,
-        effort: LoadEffort<'_>,
+        effort: LoadEffort<'static>,
     ) -> Result<Arc<GraphUnet>, LoadError> {
         if let Some(unet) = &*main.unet.lock() {
             return Ok(Arc::clone(unet));
@@ -591,7 +627,7 @@ impl Provider {
         if !self.make_room(loaded, main.unet_bytes, 1) {
             sessions.forget_idle_unets();
         }
-        let unet = sessions.plain_unet(&self.runtime, effort)?;
+        let unet = sessions.plain_unet(&self.runtime, effort, main.presence)?;
         *main.unet.lock() = Some(Arc::clone(&unet));
         Ok(unet)
     }
@@ -660,10 +696,20 @@ impl Provider {
         self.make_room(loaded, unet_bytes + text_bytes, 0);
         let stated = plan.stated_prediction();
         let effort = self.effort(unet_bytes, planned_latent_pixels);
+        let presence = self.presence(&plan, unet_bytes + text_bytes);
         let (unet, text_encoders) = std::thread::scope(|scope| {
-            let text = scope.spawn(|| load_text_encoders(&self.runtime, &plan, options));
+            let text = scope.spawn(|| load_text_encoders(&self.runtime, &plan, options, presence));
             let unet = (with_unet || stated.is_none())
-                .then(|| load_unet(&self.runtime, &plan, options, effort, self.config.sharing))
+                .then(|| {
+                    load_unet(
+                        &self.runtime,
+                        &plan,
+                        options,
+                        effort,
+                        presence,
+                        self.config.sharing,
+                    )
+                })
                 .transpose();
             (unet, text.join())
         });
@@ -674,12 +720,18 @@ impl Provider {
         })??;
         let prediction = match (stated, &unet) {
             (Some(stated), _) => stated,
-            (None, Some(unet)) => predicts_velocity(unet)?,
+            (None, Some(unet)) => {
+                let prediction = predicts_velocity(unet)?;
+                // The text towers come first.
+                unet.graph().release();
+                prediction
+            }
             (None, None) => Prediction::Epsilon,
         };
         Ok(LoadedCheckpoint {
             generation: next_generation(),
             family: plan.family(),
+            presence,
             prediction,
             vae_scale: plan.vae_scale(),
             alphas_cumprod: plan.alphas_cumprod(),
@@ -734,6 +786,7 @@ impl Provider {
             text_bytes,
             text_encoders: onnx_folder::load_text_encoders(&self.runtime, path, &facts)?,
             family: facts.family,
+            presence: Presence::Together,
             prediction: facts.prediction,
             vae_scale: facts.vae_scale,
             alphas_cumprod: facts.alphas_cumprod,
@@ -831,6 +884,21 @@ impl Provider {
         }
     }
 
+    /// Whether the parts of a checkpoint can be there together; `network_bytes` are those of UNet and text towers.
+    fn presence(&self, plan: &CheckpointPlan, network_bytes: u64) -> Presence {
+        let vae_bytes = if plan.has_vae() {
+            plan.vae_weights().float_bytes()
+        } else {
+            0
+        };
+        let fits = network_bytes + vae_bytes <= self.config.memory_budget_bytes;
+        if fits || self.config.half || self.runtime.is_on_gpu() {
+            Presence::Together
+        } else {
+            Presence::InTurn
+        }
+    }
+
     /// How a UNet of so many bytes is loaded for so much work.
     fn effort(&self, unet_bytes: u64, planned_latent_pixels: u64) -> LoadEffort<'static> {
         // The layout of convolutions is a matter of the CPU in float32.
@@ -875,6 +943,22 @@ impl Provider {
     #[must_use]
     pub fn upgrading_unet_count(&self) -> usize {
         self.unet_count(Graph::is_upgrading)
+    }
+
+    /// How many sessions of UNets and text towers without networks are there: fewer than graphs where parts take turns.
+    #[must_use]
+    pub fn present_session_count(&self) -> usize {
+        let loaded = self.loaded.lock();
+        let count = |entry: &Loaded| match &entry.part {
+            Part::Checkpoint(checkpoint) => {
+                let unet = checkpoint.unet.lock();
+                let unet = unet.as_ref().is_some_and(|unet| unet.graph().is_loaded());
+                let towers = checkpoint.text_encoders.iter();
+                usize::from(unet) + towers.filter(|tower| tower.is_loaded()).count()
+            }
+            Part::Vae(..) => 0,
+        };
+        loaded.iter().map(count).sum()
     }
 
     fn unet_count(&self, counts: fn(&Graph) -> bool) -> usize {
@@ -950,6 +1034,29 @@ impl ModelProvider for Provider {
     fn faces(&self) -> &dyn FaceNetworkProvider {
         &self.faces
     }
+}
+
+/// Gives back the memory in which the graphs of loaded parts work. A load in progress is not waited for.
+fn give_back_work_memory(loaded: &Mutex<Vec<Loaded>>) {
+    let Some(parts) = loaded
+        .try_lock()
+        .map(|loaded| loaded.iter().map(|entry| entry.part.clone()).collect())
+    else {
+        return;
+    };
+    let parts: Vec<Part> = parts;
+    for part in parts {
+        match part {
+            Part::Checkpoint(checkpoint) => {
+                let unet = checkpoint.unet.lock().clone();
+                if let Some(unet) = unet {
+                    unet.shrink();
+                }
+            }
+            Part::Vae(vae, _) => vae.shrink(),
+        }
+    }
+    give_back_free_memory();
 }
 
 /// What is loaded under this identity, which becomes the last used.

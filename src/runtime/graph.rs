@@ -86,11 +86,16 @@ struct Running {
     binding: Option<InputBinding>,
 }
 
+/// Makes a graph anew.
+type LoadGraph = Box<dyn Fn() -> Result<Graph, RuntimeError> + Send + Sync>;
+
 /// One loaded graph. Calls from several threads are served one after the other.
 pub struct Graph {
     name: String,
     runtime: Runtime,
-    session: Mutex<Running>,
+    /// `None`: it is loaded again by `load` when it is needed.
+    session: Mutex<Option<Running>>,
+    load: Option<LoadGraph>,
     inputs: HashMap<String, Port>,
     outputs: HashMap<String, Port>,
     time: RunTime,
@@ -237,12 +242,60 @@ impl Graph {
         Ok(Self {
             name: name.to_owned(),
             runtime: runtime.clone(),
-            session: Mutex::new(Running { session, binding }),
+            session: Mutex::new(Some(Running { session, binding })),
+            load: None,
             inputs,
             outputs,
             time: runtime.times.of(name),
             upgrade: None,
         })
+    }
+
+    /// A graph whose session `load` makes at the first call, and again after [`Self::release`]: one of these inputs and
+    /// outputs in float32 and whole numbers of 64 bits.
+    pub fn unloaded(
+        runtime: &Runtime,
+        name: &str,
+        inputs: Vec<(String, Input)>,
+        outputs: Vec<(String, Input)>,
+        load: impl Fn() -> Result<Self, RuntimeError> + Send + Sync + 'static,
+    ) -> Self {
+        let ports = |ports: Vec<(String, Input)>| {
+            let ports = ports.into_iter().map(|(name, port)| {
+                let element = if port.is_integer {
+                    TensorElementType::Int64
+                } else {
+                    TensorElementType::Float32
+                };
+                let dims = port.dims;
+                (name, Port { element, dims })
+            });
+            ports.collect()
+        };
+        Self {
+            name: name.to_owned(),
+            runtime: runtime.clone(),
+            session: Mutex::new(None),
+            load: Some(Box::new(load)),
+            inputs: ports(inputs),
+            outputs: ports(outputs),
+            time: runtime.times.of(name),
+            upgrade: None,
+        }
+    }
+
+    /// Lets go of the session if it can be made again; the call in flight ends first.
+    pub fn release(&self) {
+        if self.load.is_some() {
+            *self.session.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
+    /// Whether its session is there. Waits for the call in flight.
+    #[must_use]
+    pub fn is_loaded(&self) -> bool {
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        session.is_some()
     }
 
     /// What errors and logs call it.
@@ -344,8 +397,7 @@ impl Graph {
             .map(|(name, tensor)| (*name, self.feed(name, tensor)))
             .collect();
         let mut options = RunOptions::new().map_err(failed)?;
-        if shrinks_arena && self.runtime.providers.contains(&ExecutionProvider::Cuda) {
-            let arena = format!("gpu:{}", self.runtime.options.device_id);
+        if shrinks_arena && let Some(arena) = arena(&self.runtime) {
             options
                 .set("memory.enable_memory_arena_shrinkage", arena)
                 .map_err(failed)?;
@@ -355,7 +407,19 @@ impl Graph {
             return Err(self.terminated());
         }
         let mut running = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let Running { session, binding } = &mut *running;
+        if running.is_none()
+            && let Some(load) = &self.load
+        {
+            let loaded = load()?;
+            let mut session = loaded
+                .session
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *running = session.take();
+        }
+        let Some(Running { session, binding }) = &mut *running else {
+            return Err(self.contract("session".to_owned()));
+        };
         // All outputs are fetched: the runtime computes every one anyway, and a selection would take
         // the options out of reach of the thread that terminates the call.
         let begin = Instant::now();
@@ -369,7 +433,9 @@ impl Graph {
                 .collect::<Result<Vec<(Cow<'_, str>, SessionInputValue<'_>)>, ort::Error>>()
                 .and_then(|values| session.run_with_options(values, &options)),
         };
-        self.time.add(begin.elapsed());
+        if !wanted.is_empty() {
+            self.time.add(begin.elapsed());
+        }
         let outputs = outcome.map_err(|error| {
             if error.to_string().contains("terminate flag") {
                 self.terminated()
@@ -389,6 +455,32 @@ impl Graph {
         drop(outputs);
         drop(running);
         taken
+    }
+
+    /// Gives back what runs on large inputs left in the session's arena: ends a run on zeros, in which every free
+    /// dimension is `free`, with that. The CPU's arena and that of CUDA are given back.
+    ///
+    /// # Errors
+    /// As [`Self::run`]; the graph may not take such inputs.
+    pub fn shrink(&self, free: usize) -> Result<(), RuntimeError> {
+        if !self.is_loaded() {
+            return Ok(());
+        }
+        let zeros = |port: &Port| {
+            let dims = port.dims.iter().map(|dim| dim.unwrap_or(free));
+            let shape = IxDyn(&dims.collect::<Vec<_>>());
+            if port.declared().is_integer {
+                Tensor::Int(ArrayD::zeros(shape).into())
+            } else {
+                Tensor::Float(ArrayD::zeros(shape).into())
+            }
+        };
+        let inputs: Vec<_> = self
+            .inputs
+            .iter()
+            .map(|(name, port)| (name.as_str(), zeros(port)))
+            .collect();
+        self.run_once(&inputs, &[], &RunStop::new(), true).map(drop)
     }
 
     fn terminated(&self) -> RuntimeError {
@@ -469,6 +561,17 @@ impl Feed<'_> {
                 .try_extract_array::<i32>()
                 .is_ok_and(|known| known == array.view()),
         }
+    }
+}
+
+/// The arena of the first provider in the runtime's words; `None`: it has none that can be shrunk.
+fn arena(runtime: &Runtime) -> Option<String> {
+    match runtime.providers.first()? {
+        ExecutionProvider::Cpu => Some("cpu:0".to_owned()),
+        ExecutionProvider::Cuda | ExecutionProvider::TensorRt => {
+            Some(format!("gpu:{}", runtime.options.device_id))
+        }
+        ExecutionProvider::DirectMl => None,
     }
 }
 

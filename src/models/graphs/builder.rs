@@ -13,6 +13,7 @@ use super::proto::{
 };
 use super::{BuildError, Weights};
 use crate::catalogue::StoredType;
+use crate::runtime::Input;
 
 /// Where the weights of a graph are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +92,9 @@ impl AdapterPort {
 pub struct BuiltGraph {
     /// The serialised `ModelProto`.
     pub model: Vec<u8>,
+    /// Its inputs, with those that may be left out, and its outputs.
+    pub inputs: Vec<(String, Input)>,
+    pub outputs: Vec<(String, Input)>,
     /// The layers with adapter inputs, if the graph was built with them.
     pub adapters: Vec<AdapterPort>,
     /// Large weights that are neither in the model nor in the checkpoint file, by the name of the
@@ -205,6 +209,8 @@ impl<'w> GraphBuilder<'w> {
             Storage::External => (take_large(initializers, self.weights), Vec::new()),
             Storage::InlineHalf => (Vec::new(), spill(initializers)),
         };
+        let inputs = self.graph.input.iter().map(port).collect();
+        let outputs = self.graph.output.iter().map(port).collect();
         let model = ModelProto {
             ir_version: 9,
             opset_import: [(ONNX, 19), (MICROSOFT, 1)]
@@ -217,6 +223,8 @@ impl<'w> GraphBuilder<'w> {
             graph: Some(self.graph),
         };
         BuiltGraph {
+            inputs,
+            outputs,
             model: model.encode_to_vec(),
             adapters: self.adapters,
             values,
@@ -988,6 +996,24 @@ fn value_info(name: &str, element: i32, dims: &[Dim]) -> ValueInfo {
             }),
         }),
     }
+}
+
+/// An input or output as a session tells it.
+fn port(value: &ValueInfo) -> (String, Input) {
+    let tensor = value.kind.as_ref().and_then(|kind| kind.tensor.as_ref());
+    let shape = tensor.and_then(|tensor| tensor.shape.as_ref());
+    let dims = shape.map_or(&[][..], |shape| &shape.dims);
+    let port = Input {
+        is_integer: tensor.is_some_and(|tensor| tensor.element == data_type::INT64),
+        dims: dims
+            .iter()
+            .map(|dim| match &dim.value {
+                Some(dimension::Value::Fixed(size)) => usize::try_from(*size).ok(),
+                Some(dimension::Value::Free(_)) | None => None,
+            })
+            .collect(),
+    };
+    (value.name.clone(), port)
 }
 
 fn attribute(name: &str, value: &Attribute) -> AttributeProto {

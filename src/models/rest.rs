@@ -1,0 +1,121 @@
+//! What is done once nobody has asked for anything for a while.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// Counts jobs, and does its work once after the last one, when none has run for a while.
+pub(super) struct RestWatch {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    running: usize,
+    /// When the last job ended; `None`: the work is done.
+    idle_since: Option<Instant>,
+    is_over: bool,
+}
+
+/// A job that runs, until it is dropped.
+#[must_use]
+pub struct RunningJob(Weak<Shared>);
+
+impl RestWatch {
+    /// Does `work` on a thread of its own when no job has run for `after`. Without a thread it is never done.
+    pub(super) fn start(after: Duration, work: impl Fn() + Send + 'static) -> Self {
+        let shared = Arc::new(Shared::default());
+        let watched = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("rest".to_owned());
+        if let Err(error) = thread.spawn(move || watched.watch(after, &work)) {
+            tracing::warn!(%error, "memory is not given back when idle: no thread");
+        }
+        Self { shared }
+    }
+
+    /// A job runs until the answer is dropped.
+    pub(super) fn job(&self) -> RunningJob {
+        self.shared.change(|state| state.running += 1);
+        RunningJob(Arc::downgrade(&self.shared))
+    }
+}
+
+impl Drop for RestWatch {
+    fn drop(&mut self) {
+        self.shared.change(|state| state.is_over = true);
+    }
+}
+
+impl Drop for RunningJob {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.change(|state| {
+                state.running -= 1;
+                state.idle_since = Some(Instant::now());
+            });
+        }
+    }
+}
+
+impl Shared {
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_all();
+    }
+
+    fn watch(&self, after: Duration, work: &dyn Fn()) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while !state.is_over {
+            let left = match state.idle_since {
+                Some(since) if state.running == 0 => after.saturating_sub(since.elapsed()),
+                _ => {
+                    state = self
+                        .changed
+                        .wait(state)
+                        .unwrap_or_else(PoisonError::into_inner);
+                    continue;
+                }
+            };
+            if left.is_zero() {
+                state.idle_since = None;
+                drop(state);
+                work();
+                state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            } else {
+                state = self
+                    .changed
+                    .wait_timeout(state, left)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn the_work_is_done_once_after_the_last_job() {
+        let (done, seen) = channel();
+        let watch = RestWatch::start(Duration::ZERO, move || done.send(()).unwrap());
+        let first = watch.job();
+        let second = watch.job();
+        drop(first);
+        assert!(seen.try_recv().is_err(), "a job still runs");
+        drop(second);
+        seen.recv_timeout(Duration::from_mins(1)).unwrap();
+        drop(watch.job());
+        seen.recv_timeout(Duration::from_mins(1)).unwrap();
+        drop(watch);
+        assert!(seen.recv().is_err(), "its thread ends with it");
+    }
+}
