@@ -13,7 +13,8 @@
 """From start to the first step and to the first picture: this server and torch, one after the other.
 
 Both draw one 512x512 picture in float32 at two steps of an SD 2.1 checkpoint (make_random_checkpoint.py
-writes one of random weights). torch loads it as A1111 does with --no-half: safetensors into modules of
+writes one of random weights). --ours-only leaves torch out, for other families and sizes: SDXL at --size 1024. What
+follows -- goes to the server, for example --model-memory 4. torch loads it as A1111 does with --no-half: safetensors into modules of
 diffusers and transformers. Processor time is told beside wall time, since other programs do not change
 it much.
 """
@@ -58,14 +59,16 @@ def ask(port: int, path: str, body: dict | None = None) -> dict:
         return json.load(answer)
 
 
-def measure_server(binary: Path, checkpoint: Path, size: int) -> dict[str, float]:
+def measure_server(
+    binary: Path, checkpoint: Path, size: int, flags: list[str]
+) -> dict[str, float]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as data:
         begin = time.monotonic()
         command = [binary, "--data-dir", data, "--ckpt", checkpoint, "--port", str(port)]
-        command += ["--api", "--skip-load-model-at-start"]
+        command += ["--api", "--skip-load-model-at-start", *flags]
         log = Path(data) / "log"
         with log.open("w") as out:
             server = subprocess.Popen(command, stdout=out, stderr=out)
@@ -181,6 +184,8 @@ def main() -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--binary", type=Path, default=Path("target/release/ancestral"))
     parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--ours-only", action="store_true")
+    parser.add_argument("flags", nargs="*", help="flags of the server, after --")
     parser.add_argument("--torch-only", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.torch_only:
@@ -189,8 +194,11 @@ def main() -> int:
     if not arguments.binary.exists() or not shutil.which(arguments.binary):
         print(f"{arguments.binary} is missing: cargo build --release", file=sys.stderr)
         return 1
-    ours = measure_server(arguments.binary.resolve(), arguments.checkpoint, arguments.size)
+    binary, flags = arguments.binary.resolve(), arguments.flags
+    ours = measure_server(binary, arguments.checkpoint.resolve(), arguments.size, flags)
     print("ancestral", {key: round(value, 2) for key, value in ours.items()}, flush=True)
+    if arguments.ours_only:
+        return 0
     command = [sys.executable, __file__, arguments.checkpoint, "--size", str(arguments.size)]
     answer = subprocess.run(
         [*map(str, command), "--torch-only", str(time.time())], stdout=subprocess.PIPE, check=True

@@ -28,7 +28,7 @@ use crate::pipeline::{
 use crate::prompt::parse_styles_csv;
 use crate::runtime::{
     ConvSearch, ExecutionProvider, LibrarySearch, Runtime, RuntimeError, RuntimeOptions,
-    exit_at_once, find_library, total_memory_bytes,
+    exit_at_once, find_library, has_background_load, total_memory_bytes,
 };
 use crate::saving::{FileSaver, NameRules};
 use crate::scripts::{ScriptCall, run_script};
@@ -207,7 +207,11 @@ impl App {
 pub fn serve(config: Config) -> Result<(), StartError> {
     let app = App::build(config)?;
     let (listener, port) = bind(&app.server.config.server.binding)?;
-    actix_web::rt::System::new().block_on(run(app, listener, port))
+    let outcome = actix_web::rt::System::new().block_on(run(app, listener, port));
+    if outcome.is_ok() && has_background_load() {
+        exit_at_once(0);
+    }
+    outcome
 }
 
 /// Threads that read requests and write answers; they never compute.

@@ -2,7 +2,7 @@
 //! between two runs.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::effort::LoadStop;
@@ -10,6 +10,32 @@ use super::{Graph, RuntimeError, give_back_free_memory};
 
 /// Loads the same graph with [`LoadEffort::Background`](super::LoadEffort::Background).
 type Build = dyn Fn(&LoadStop) -> Result<Graph, RuntimeError> + Send + Sync;
+
+/// Threads that build sessions in the background.
+static BUILDING: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether a session is being built in the background, also for a graph that has gone: the runtime looks only now and
+/// then whether a load was stopped. A process that ends meanwhile should do so at once
+/// ([`exit_at_once`](super::exit_at_once)): the library would be torn down under that thread.
+#[must_use]
+pub fn has_background_load() -> bool {
+    BUILDING.load(Ordering::SeqCst) > 0
+}
+
+struct Building;
+
+impl Building {
+    fn begin() -> Self {
+        BUILDING.fetch_add(1, Ordering::SeqCst);
+        Self
+    }
+}
+
+impl Drop for Building {
+    fn drop(&mut self) {
+        BUILDING.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 /// What a graph needs to become one that runs faster.
 pub(super) struct Upgrade {
@@ -86,7 +112,9 @@ impl Graph {
         let (build, stop) = (Arc::clone(&upgrade.build), Arc::clone(&upgrade.stop));
         let graph = Arc::downgrade(self);
         let begin = Instant::now();
+        let building = Building::begin();
         let work = move || {
+            let _building = building;
             let built = build(&stop);
             // Whoever had the graph may have let go of it meanwhile.
             let Some(graph) = graph.upgrade() else {
@@ -194,6 +222,8 @@ mod tests {
         let runtime = runtime(1);
         let (told, stopped) = channel();
         let (has_begun, begun) = channel();
+        let (may_end, end) = channel::<()>();
+        let end = std::sync::Mutex::new(end);
         let graph = load(&runtime, LoadEffort::Quick)
             .unwrap()
             .with_upgrade(move |stop| {
@@ -203,13 +233,16 @@ mod tests {
                 }
                 let outcome = load(&runtime, LoadEffort::Background(stop));
                 told.send(outcome.is_err()).unwrap();
+                end.lock().unwrap().recv().unwrap();
                 outcome
             });
         let graph = Arc::new(graph);
         graph.upgrade();
         begun.recv_timeout(LONGEST).unwrap();
         drop(graph);
+        assert!(has_background_load());
         assert!(stopped.recv_timeout(LONGEST).unwrap());
+        may_end.send(()).unwrap();
     }
 
     /// Name and nice value of a thread of this process; field 19 of its `stat`, proc(5).
