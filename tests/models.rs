@@ -1335,7 +1335,7 @@ fn provider_of_changed(
 }
 
 #[test]
-fn averaged_weights_beside_the_plain_ones_are_left_alone_and_alone_refused() {
+fn averaged_weights_beside_the_plain_ones_are_left_alone_and_alone_take_their_place() {
     let folder = tempfile::tempdir().unwrap();
     let with_averaged = |tensors: &mut Vec<(String, ArrayD<f32>)>| {
         let averaged: Vec<_> = tensors
@@ -1358,13 +1358,16 @@ fn averaged_weights_beside_the_plain_ones_are_left_alone_and_alone_refused() {
         with_averaged(tensors);
         tensors.retain(|(name, _)| !name.starts_with("model."));
     });
-    let error = provider.load(&ModelRequest::default()).err().unwrap();
-    assert!(
-        error
-            .to_string()
-            .contains("only averaged weights (model_ema)"),
-        "{error}"
-    );
+    let got = fingerprint(&provider.load(&ModelRequest::default()).unwrap());
+    let halved = provider_of_changed(folder.path(), "tiny-sd1", |tensors| {
+        for (name, values) in tensors {
+            if name.starts_with("model.") {
+                *values *= 0.5;
+            }
+        }
+    });
+    let want = fingerprint(&halved.load(&ModelRequest::default()).unwrap());
+    assert_eq!(got, want);
 }
 
 #[test]

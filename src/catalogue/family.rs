@@ -115,9 +115,6 @@ fn what_else(file: &TensorFile) -> String {
         return "it holds a UNet alone, in the layout of diffusers; a whole checkpoint is needed"
             .to_owned();
     }
-    if begins("model_ema.") {
-        return "it has only averaged weights (model_ema) and no UNet".to_owned();
-    }
     "it has no UNet".to_owned()
 }
 

@@ -1,6 +1,7 @@
 //! Which checkpoints, VAEs, embeddings and networks exist, what they are called and what they are.
 //! Reads files; runs no graph.
 
+mod averaged;
 mod checkpoints;
 mod embeddings;
 mod faces;

@@ -14,6 +14,7 @@ use half::{bf16, f16};
 use indexmap::IndexMap;
 use serde_json::Value;
 
+use super::averaged;
 use super::pickle::{PickleError, TorchFile};
 
 /// The longest header that is read; real ones are under 1 MiB.
@@ -134,11 +135,12 @@ impl TensorFile {
             || path
                 .extension()
                 .is_some_and(|extension| extension.eq_ignore_ascii_case("safetensors"));
-        if is_safetensors && !TorchFile::is_torch(&beginning) {
+        let table = if is_safetensors && !TorchFile::is_torch(&beginning) {
             Self::open_safetensors(path)
         } else {
             TorchFile::open(path)?.weights().tensor_table()
-        }
+        };
+        table.map(averaged::with_plain_names)
     }
 
     /// Reads the header of a `.safetensors` file.
@@ -201,6 +203,17 @@ impl TensorFile {
     #[must_use]
     pub(super) fn with_inline(mut self, inline: HashMap<String, Vec<u8>>) -> Self {
         self.inline = inline;
+        self
+    }
+
+    /// The same with other names; `None` keeps one.
+    #[must_use]
+    pub(super) fn renamed(mut self, new_name: impl Fn(&str) -> Option<String>) -> Self {
+        let renamed = |name: String| new_name(&name).unwrap_or(name);
+        let tensors = std::mem::take(&mut self.tensors).into_iter();
+        self.tensors = tensors.map(|(name, it)| (renamed(name), it)).collect();
+        let inline = std::mem::take(&mut self.inline).into_iter();
+        self.inline = inline.map(|(name, it)| (renamed(name), it)).collect();
         self
     }
 
