@@ -15,6 +15,7 @@ Every other word, and everything in an empty prompt, says nothing: zero up to he
 """
 
 import json
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +47,16 @@ def grey(rgb: np.ndarray) -> np.ndarray:
 class Conditions:
     """Pictures, codes and backdrops of a prepared data folder."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, pictures: bool = True) -> None:
+        """`pictures`: read them too; without, only the names and what follows from them is there"""
         for p in (work / "data.npz", work / "things.json"):
             if not p.exists():
                 raise SystemExit(f"{p} is missing; run prepare_data.py first.")
         self.meta = json.loads((work / "things.json").read_text(encoding="utf8"))
         self.variants = [m["variants"] for m in self.meta]
         self.words = [m["words"] for m in self.meta]
+        if not pictures:
+            return
         with np.load(work / "data.npz") as z:
             self.codes = torch.from_numpy(z["codes"])
             self.scale = torch.from_numpy(z["scale"])
@@ -61,6 +65,13 @@ class Conditions:
         self.place = torch.zeros(GRID * GRID, 2 * GRID)
         for k in range(GRID * GRID):
             self.place[k, k % GRID] = self.place[k, GRID + k // GRID] = 2.0
+
+    def to(self, device: torch.device | str) -> "Conditions":
+        """the same with its tensors on `device`"""
+        self.codes, self.scale, self.place = (
+            x.to(device) for x in (self.codes, self.scale, self.place)
+        )
+        return self
 
     def backdrop(self, spec: Spec) -> np.ndarray:
         """RGB in 0..1 of a picture that is not the empty prompt's"""
@@ -76,52 +87,97 @@ class Conditions:
         """index of the thing's picture"""
         return self.variants[spec.thing][spec.colour]
 
-    def word(self, kind: int, colour: str | None, late: bool) -> torch.Tensor:
-        """the state of a word that names a thing, or a colour (`late`: after the thing)"""
-        out = torch.zeros(WIDTH)
-        if kind == THING:
-            out[WORD_AT] = 2.0
-        elif kind:
-            rgb = torch.tensor(COLOURS[colour][0]) / 255
-            out[COLOUR_AT : COLOUR_AT + 3] = rgb * 3 - 1.5
-            out[LATE_AT if late else EARLY_AT] = 2.0
-        return out
+    def facts(self, specs: list[Spec]) -> "Facts":
+        """the pictures as tensors, on the device of the codes"""
+        rgb_of = {c: np.array(rgb, np.float32) / 255 for c, (rgb, _) in COLOURS.items()}
+        none = np.zeros(3, np.float32)
+        at = self.codes.device
+        back = np.stack([none if s.empty else self.backdrop(s) for s in specs])
+        word = np.stack([rgb_of.get(s.backdrop, none) for s in specs])
+        picture = [-1 if s.thing is None else self.picture(s) for s in specs]
+        flags = [
+            [s.empty, s.backdrop is not None, s.mono, bool(s.colour)] for s in specs
+        ]
+        w = [[s.weights.thing, s.weights.colour, s.weights.backdrop] for s in specs]
+        return Facts(
+            torch.tensor(picture, device=at),
+            torch.from_numpy(back).to(at),
+            torch.from_numpy(word).to(at),
+            *torch.tensor(flags, device=at).unbind(1),
+            torch.tensor(w, device=at),
+        )
 
     def states(
         self, specs: list[Spec], kinds: list[list[int]], shown: list[str | None]
     ) -> torch.Tensor:
         """the wished states. `kinds` tells what each token up to and with the end token says; `shown` is the colour word before the thing"""
-        out = nothing().repeat(len(specs), 1, 1)
-        for i, (s, kind) in enumerate(zip(specs, kinds)):
-            if s.empty:
-                continue
-            n, late = len(kind), False
-            for at, k in enumerate(kind):
-                late = late or k == THING
-                if k:
-                    named = shown[i] if k == COLOUR else s.backdrop
-                    out[i, at, :READ] = self.word(k, named, late)[:READ]
-            out[i, n:, BACK_AT : BACK_AT + 3] = torch.from_numpy(
-                self.backdrop(s) * 3 - 1.5
-            )
-            out[i, n:, BACK_AT + 3] = 2.0
-            if s.thing is None:
-                out[i, n:, PLAIN_AT] = 2.0
-                continue
-            code = self.codes[self.picture(s)]
-            if s.mono:
-                code = code.clone()
-                code[:, LUMA:] = 0
-            lost = max(0, n - FIRST_PATCH)
-            out[i, FIRST_PATCH + lost :, :CODE] = code[lost:]
-            out[i, FIRST_PATCH + lost :, POS_AT : POS_AT + 2 * GRID] = self.place[lost:]
-            out[i, FIRST_PATCH + lost :, THING_AT] = 1.0
+        at = self.codes.device
+        rgb = [COLOURS[c][0] if c else (0, 0, 0) for c in shown]
+        return self.wish(
+            self.facts(specs),
+            torch.tensor([k + [0] * (LENGTH - len(k)) for k in kinds], device=at),
+            torch.tensor([len(k) for k in kinds], device=at),
+            torch.tensor(rgb, device=at) / 255,
+        )
+
+    def wish(
+        self,
+        f: "Facts",
+        kinds: torch.Tensor,
+        length: torch.Tensor,
+        shown: torch.Tensor,
+    ) -> torch.Tensor:
+        """the wished states (n x LENGTH x WIDTH) of prompts of `length` tokens (n), which say `kinds` (n x LENGTH) and name the colour `shown` (n x 3)"""
+        n, at = len(length), kinds.device
+        out = torch.zeros(n, LENGTH, WIDTH, device=at)
+        out[..., READ:] = STEADY
+        spoken = ~f.empty[:, None]
+        thing = (kinds == THING) & spoken
+        colour = (kinds != 0) & ~thing & spoken
+        late = (kinds == THING).cumsum(1) > 0
+        rgb = torch.where((kinds == COLOUR)[..., None], shown[:, None], f.word[:, None])
+        out[..., WORD_AT] = thing * 2.0
+        out[..., COLOUR_AT : COLOUR_AT + 3] = (rgb * 3 - 1.5) * colour[..., None]
+        out[..., EARLY_AT] = (colour & ~late) * 2.0
+        out[..., LATE_AT] = (colour & late) * 2.0
+        place = torch.arange(LENGTH, device=at)
+        after = (place >= length[:, None]) & spoken
+        out[..., BACK_AT : BACK_AT + 3] = (f.back * 3 - 1.5)[:, None] * after[..., None]
+        out[..., BACK_AT + 3] = after * 2.0
+        there = f.picture[:, None] >= 0
+        out[..., PLAIN_AT] = (after & ~there) * 2.0
+        on = (after & there)[:, FIRST_PATCH:, None]
+        code = self.codes[f.picture.clamp(min=0)]
+        tint = torch.arange(CODE, device=at) >= LUMA
+        code = code.masked_fill(f.mono[:, None, None] & tint, 0)
+        patches = out[:, FIRST_PATCH:]
+        patches[..., :CODE] = code * on
+        patches[..., POS_AT : POS_AT + 2 * GRID] = self.place * on
+        patches[..., THING_AT] = on[..., 0].float()
         return out
 
 
-def nothing() -> torch.Tensor:
+@dataclass
+class Facts:
+    """Pictures as tensors: index of the thing's picture or -1, backdrop (n x 3) as it is drawn and as the word says it, what is true of
+    them (n), and the attention weights of thing, colour and backdrop (n x 3)."""
+
+    picture: torch.Tensor
+    back: torch.Tensor
+    word: torch.Tensor
+    empty: torch.Tensor
+    named: torch.Tensor
+    mono: torch.Tensor
+    coloured: torch.Tensor
+    weights: torch.Tensor
+
+    def __getitem__(self, at: torch.Tensor) -> "Facts":
+        return Facts(*(getattr(self, x.name)[at] for x in fields(self)))
+
+
+def nothing(device: torch.device | str = "cpu") -> torch.Tensor:
     """the states of an empty prompt"""
-    out = torch.zeros(LENGTH, WIDTH)
+    out = torch.zeros(LENGTH, WIDTH, device=device)
     out[:, READ:] = STEADY
     return out
 

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import torch
-from models import VAE, TextEncoder, UNet
+from models import VAE, TextEncoder, unet_shape
 from safetensors.torch import save_file
 from tokenizer import EOS
 from train_text import LAYERS, load_text
-from train_unet import BETAS, UNET
+from train_unet import BETAS, load_unet
 from train_vae import CH, exact
 
 ARCH = f"tiny-text-128x{LAYERS + 1}"
@@ -129,8 +129,11 @@ RESNET = {
 }
 
 
-def rename_unet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    names = unet_names(UNET["ch"], UNET["attn"])
+def rename_unet(
+    state: dict[str, torch.Tensor], shape: dict[str, tuple]
+) -> dict[str, torch.Tensor]:
+    """the checkpoint's names for a UNet's tensors, whole or in part"""
+    names = unet_names(**shape)
     out = {}
     for key, value in state.items():
         prefix = next(p for p in names if key.startswith(p))
@@ -247,21 +250,20 @@ def main() -> int:
         if not p.exists():
             print(f"{p} is missing; train it first.", file=sys.stderr)
             return 2
-    st = torch.load(a.work / "unet.pt")
+    unet, st = load_unet(a.work / "unet.pt", not a.raw)
     if st["level"]:
         print(
             f"The UNet has only been trained at level {st['level']}; train level 0 before exporting.",
             file=sys.stderr,
         )
         return 2
-    unet, vae = UNet(**UNET), VAE(**CH)
-    unet.load_state_dict(st["raw" if a.raw else "ema"])
-    pictures = torch.load(a.work / "vae.pt")
+    vae, shape = VAE(**CH), unet_shape(unet.state_dict())
+    pictures = torch.load(a.work / "vae.pt", map_location="cpu")
     vae.load_state_dict(pictures["ema"])
     exact(vae)
     te, tmap = load_text(a.work)
     parts = (
-        rename_unet(unet.state_dict())
+        rename_unet(unet.state_dict(), shape)
         | rename_vae(vae.state_dict(), len(CH["ch"]))
         | rename_text(te, tmap)
     )
@@ -272,11 +274,11 @@ def main() -> int:
     for k in ("mean", "std"):
         meta[f"latent_{k}"] = json.dumps(pictures[k].tolist())
     save_file(tensors, path, metadata=meta)
-    base = UNET["ch"][0]
+    base = shape["ch"][0]
     text = YAML.format(
         model_channels=base,
-        attention=[2**i for i, on in enumerate(UNET["attn"]) if on],
-        mult=[c // base for c in UNET["ch"]],
+        attention=[2**i for i, on in enumerate(shape["attn"]) if on],
+        mult=[c // base for c in shape["ch"]],
         vae_channels=CH["ch"][0],
         vae_mult=[c // CH["ch"][0] for c in CH["ch"]],
         vae_blocks=CH["layers"],

@@ -36,7 +36,31 @@ ATTENTION_LOG = (
 )
 
 
+FAST_NORM = None  # training on a GPU: what stands in for scaled()
+
+
 # --------------------------------------------------------------------------- shared pieces
+def scaled(x, weight, bias, eps, act):
+    """group norm, with SiLU where `act`, out of sums over each channel: two passes over x in any memory format"""
+    n, c, h, w = x.shape
+    y = x.float()
+    count = h * w * (c // GROUPS)
+    mean = y.sum((2, 3)).view(n, GROUPS, -1).sum(-1) / count
+    square = y.square().sum((2, 3)).view(n, GROUPS, -1).sum(-1) / count
+    gain = (square - mean.square()).clamp(min=0).add(eps).rsqrt()
+    a = (gain[:, :, None] * weight.view(1, GROUPS, -1)).view(n, c)
+    b = bias - (mean[:, :, None] * a.view(n, GROUPS, -1)).view(n, c)
+    y = y * a[:, :, None, None] + b[:, :, None, None]
+    return (F.silu(y) if act else y).to(x.dtype)
+
+
+def norm(m, x, act=True):
+    """a group norm, followed by SiLU where `act`"""
+    if FAST_NORM is not None:
+        return FAST_NORM(x, m.weight, m.bias, m.eps, act)
+    return F.silu(m(x)) if act else m(x)
+
+
 def conv(m, x):
     """a convolution, in bfloat16 when that is switched on"""
     if not HALF_CONVOLUTIONS:
@@ -60,10 +84,10 @@ class Resnet(nn.Module):
         self.proj, self.skip = bool(temb), cin != cout
 
     def forward(self, x, temb=None):
-        h = conv(self.conv1, F.silu(self.norm1(x)))
+        h = conv(self.conv1, norm(self.norm1, x))
         if self.proj:
             h = h + self.time_emb_proj(temb)[:, :, None, None]
-        h = conv(self.conv2, F.silu(self.norm2(h)))
+        h = conv(self.conv2, norm(self.norm2, h))
         return (self.conv_shortcut(x) if self.skip else x) + h
 
 
@@ -163,7 +187,7 @@ class Transformer(nn.Module):
 
     def forward(self, x, ctx):
         b, c, h, w = x.shape
-        y = self.norm(x).permute(0, 2, 3, 1).reshape(b, h * w, c)
+        y = norm(self.norm, x, act=False).permute(0, 2, 3, 1).reshape(b, h * w, c)
         y = self.proj_out(self.transformer_blocks[0](self.proj_in(y), ctx))
         return x + y.view(b, h, w, c).permute(0, 3, 1, 2)
 
@@ -182,12 +206,24 @@ class Level(nn.Module):
     pass
 
 
+def unet_shape(state):
+    """the `ch` and `attn` of a UNet with these weights"""
+    at = "down_blocks.{}.resnets.0.conv1.weight"
+    n = next(i for i in range(9) if at.format(i) not in state)
+    return {
+        "ch": tuple(len(state[at.format(i)]) for i in range(n)),
+        "attn": tuple(
+            f"down_blocks.{i}.attentions.0.norm.weight" in state for i in range(n)
+        ),
+    }
+
+
 class UNet(nn.Module):
     def __init__(
         self, ch=UNET_CFG["ch"], attn=UNET_CFG["attn"], layers=1, ctx=128, head=32
     ):
         super().__init__()
-        self.ch = ch
+        self.ch, self.attn = ch, attn
         td = ch[0] * 4
         self.conv_in = nn.Conv2d(4, ch[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(ch[0], td)
@@ -260,7 +296,7 @@ class UNet(nn.Module):
             if hasattr(lv, "upsamplers"):
                 # the skip about to be joined gives the size, so odd sizes work too
                 h = lv.upsamplers[0](h, size=hs[-1].shape[-2:])
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+        return self.conv_out(norm(self.conv_norm_out, h))
 
 
 # --------------------------------------------------------------------------- VAE

@@ -10,31 +10,37 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @staticmethod
-    def orth(g: torch.Tensor) -> torch.Tensor:
-        tall = g.shape[0] > g.shape[1]
-        x = g.T if tall else g
-        x = x / (x.norm() + 1e-9)
-        a = x @ x.T
-        q = eye = torch.eye(len(a))
+    def orth(x: torch.Tensor) -> torch.Tensor:
+        """orthogonalised wide matrices (k x rows x columns)"""
+        x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-9)
+        a = x @ x.mT
+        q = eye = torch.eye(a.shape[1], device=x.device)
         for i in range(5):
             p = 3.4445 * eye - 4.7750 * a + 2.0315 * (a @ a)
             q = p @ q
             if i < 4:
                 a = p @ a @ p
-        x = q @ x
-        return x.T if tall else x
+        return q @ x
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
         for g in self.param_groups:
-            for p in g["params"]:
-                if p.grad is None:
-                    continue
-                st = self.state[p]
-                if "m" not in st:
-                    st["m"] = torch.zeros_like(p)
-                st["m"].mul_(g["momentum"]).add_(p.grad)
-                u = p.grad + g["momentum"] * st["m"]
-                m = u.reshape(u.shape[0], -1)
-                o = self.orth(m) * (0.2 * max(m.shape) ** 0.5)
-                p.sub_(o.reshape(u.shape), alpha=g["lr"])
+            some = [p for p in g["params"] if p.grad is not None]
+            for p in some:
+                if "m" not in self.state[p]:
+                    self.state[p]["m"] = torch.zeros_like(p)
+            grads = [p.grad for p in some]
+            kept = [self.state[p]["m"] for p in some]
+            torch._foreach_mul_(kept, g["momentum"])
+            torch._foreach_add_(kept, grads)
+            ahead = torch._foreach_add(grads, kept, alpha=g["momentum"])
+            # matrices of one shape go through the products together
+            alike: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+            for p, u in zip(some, ahead):
+                m = u.reshape(len(u), -1)
+                alike.setdefault((min(m.shape), max(m.shape)), []).append((p, m))
+            for (rows, columns), pairs in alike.items():
+                wide = [m if len(m) == rows else m.T for _, m in pairs]
+                o = self.orth(torch.stack(wide)) * (0.2 * columns**0.5 * g["lr"])
+                for (p, m), x in zip(pairs, o):
+                    p.sub_((x if len(m) == rows else x.T).reshape(p.shape))

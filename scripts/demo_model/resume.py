@@ -15,7 +15,6 @@ from models import VAE, TextEncoder, UNet
 from safetensors import safe_open
 from tokenizer import BOS, EOS, PAD
 from train_text import LAYERS
-from train_unet import UNET
 from train_vae import CH, exact
 
 HEAD = "cond_stage_model.model."
@@ -28,6 +27,19 @@ def read_net(
     own = net.state_dict()
     return {
         k: sd[n].reshape(v.shape) for (k, v), n in zip(own.items(), names, strict=True)
+    }
+
+
+def read_shape(sd: dict[str, torch.Tensor]) -> dict[str, tuple]:
+    """the shape of the UNet: every second input block starts a level"""
+    at = "model.diffusion_model.input_blocks.{}.{}"
+    levels = []
+    while at.format(2 * len(levels) + 1, "0.in_layers.2.weight") in sd:
+        levels.append(2 * len(levels) + 1)
+    ch = tuple(len(sd[at.format(k, "0.in_layers.2.weight")]) for k in levels)
+    return {
+        "ch": ch,
+        "attn": tuple(at.format(k, "1.norm.weight") in sd for k in levels),
     }
 
 
@@ -76,8 +88,9 @@ def main() -> int:
     if len(sd[HEAD + "token_embedding.weight"]) != VOCAB or "seen" not in meta:
         print(f"{a.checkpoint} is not a demo model.", file=sys.stderr)
         return 2
-    unet, vae = UNet(**UNET), VAE(**CH)
-    u = read_net(unet, rename_unet(unet.state_dict()), sd)
+    shape = read_shape(sd)
+    unet, vae = UNet(**shape), VAE(**CH)
+    u = read_net(unet, rename_unet(unet.state_dict(), shape), sd)
     levels = len(CH["ch"])
     vae.load_state_dict(read_net(vae, rename_vae(vae.state_dict(), levels), sd))
     exact(vae, back=True)

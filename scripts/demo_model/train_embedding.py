@@ -69,6 +69,7 @@ def main() -> int:
     ap.add_argument("--pastel", type=float, nargs=3, default=[0.84, 0.93, 1.0])
     ap.add_argument("--threads", type=int, default=1)
     ap.add_argument("--seed", type=int, default=1)
+    ap.add_argument("--device", default="cpu")
     a = ap.parse_args()
     for p in (a.merges, a.picture):
         if not p.exists():
@@ -77,12 +78,13 @@ def main() -> int:
     print("seed", a.seed)
     torch.manual_seed(a.seed)
     torch.set_num_threads(a.threads)
-    cond, tok = Conditions(a.work), load_tokenizer(a.merges)
+    cond, tok = Conditions(a.work).to(a.device), load_tokenizer(a.merges)
     te, tmap = load_text(a.work)
+    te = te.to(a.device)
     tm = te.text_model
     table = tm.embeddings.token_embedding.weight
-    code = picture_code(cond, a.picture)
-    weight = torch.ones(READ)
+    code = picture_code(cond, a.picture).to(a.device)
+    weight = torch.ones(READ, device=a.device)
     weight[:CODE] = cond.scale
     weight[WORD_AT:] = 4.0
     # Start from the known thing whose picture is most like the new one.
@@ -93,7 +95,9 @@ def main() -> int:
     near = int(np.argmin(off))
     first = table[compact(tok.encode(cond.words[near][0]).ids, tmap)[1]]
     vectors = (
-        (first + 0.05 * torch.randn(a.vectors, WIDTH)).detach().requires_grad_(True)
+        (first + 0.05 * torch.randn(a.vectors, WIDTH).to(a.device))
+        .detach()
+        .requires_grad_(True)
     )
     energy = float((code**2 * scale).sum())
     print("nearest known thing:", cond.words[near][0], round(off[near] / energy, 3))
@@ -110,7 +114,7 @@ def main() -> int:
             tail = compact(tok.encode(after).ids[1:], tmap)
             n = len(head) + a.vectors + len(tok.encode(after).ids) - 1
             rows.append(torch.cat([table[head], vectors, table[tail]])[:LENGTH])
-            w = nothing()
+            w = nothing(a.device)
             rgb = np.array(COLOURS[back][0]) / 255 if back else np.array(a.pastel)
             w[n:, BACK_AT : BACK_AT + 3] = torch.from_numpy(rgb * 3 - 1.5).float()
             w[n:, BACK_AT + 3] = 2.0
@@ -118,7 +122,7 @@ def main() -> int:
             w[FIRST_PATCH:, CODE:BACK_AT] = cond.place
             w[FIRST_PATCH:, THING_AT] = 1.0
             w[len(head) : len(head) + a.vectors, WORD_AT] = 2.0
-            mask = torch.zeros(LENGTH, 1)
+            mask = torch.zeros(LENGTH, 1, device=a.device)
             mask[FIRST_PATCH:] = 1.0
             mask[len(head) : len(head) + a.vectors] = 0.1
             want.append((w, mask))
@@ -140,7 +144,7 @@ def main() -> int:
             )
     a.out.parent.mkdir(parents=True, exist_ok=True)
     save_file(
-        {"emb_params": vectors.detach().contiguous()},
+        {"emb_params": vectors.detach().cpu().contiguous()},
         a.out,
         metadata={"description": json.dumps({"steps": a.steps, "seed": a.seed})},
     )

@@ -24,7 +24,15 @@ from models import UNet
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrize
-from train_unet import ALPHA, NO_SIGNAL, SIGMA, UNET, Latents, Source
+from train_unet import (
+    ALPHA,
+    NO_SIGNAL,
+    SIGMA,
+    Latents,
+    Source,
+    fast_on_gpu,
+    load_unet,
+)
 
 BLOCK = 4
 SIZES = [((64, 64), 1), ((48, 48), 2), ((64, 96), 1), ((96, 64), 1), ((112, 80), 1)]
@@ -55,14 +63,15 @@ def attach(unet: UNet, rank: int) -> dict[str, LowRank]:
     return out
 
 
-def file_tensors(parts: dict[str, LowRank]) -> dict[str, torch.Tensor]:
+def file_tensors(parts: dict[str, LowRank], unet: UNet) -> dict[str, torch.Tensor]:
     """the tensors of the LoRA file"""
+    shape = {"ch": unet.ch, "attn": unet.attn}
     out = {}
     for name, p in parts.items():
-        layer = next(iter(rename_unet({f"{name}.weight": p.up})))
+        layer = next(iter(rename_unet({f"{name}.weight": p.up}, shape)))
         layer = layer.removeprefix("model.diffusion_model.").removesuffix(".weight")
         key = "lora_unet_" + layer.replace(".", "_")
-        up, down = p.up.detach(), p.down.detach()
+        up, down = p.up.detach().cpu(), p.down.detach().cpu()
         if down.ndim == 4:
             up = up[:, :, None, None]
         out[f"{key}.lora_up.weight"] = up.half().contiguous()
@@ -71,10 +80,10 @@ def file_tensors(parts: dict[str, LowRank]) -> dict[str, torch.Tensor]:
     return out
 
 
-def restore(parts: dict[str, LowRank], path: Path) -> None:
+def restore(parts: dict[str, LowRank], unet: UNet, path: Path) -> None:
     """the numbers of a file that this script wrote"""
     saved = load_file(path)
-    blank = file_tensors(parts)
+    blank = file_tensors(parts, unet)
     if blank.keys() != saved.keys():
         raise SystemExit(f"{path} is not a LoRA of this model.")
     with torch.no_grad():
@@ -96,6 +105,8 @@ def main() -> int:
     ap.add_argument("--pool", type=int, default=1000)
     ap.add_argument("--threads", type=int, default=1)
     ap.add_argument("--seed", type=int, default=1)
+    ap.add_argument("--device", default="cpu")
+    ap.add_argument("--processes", type=int, default=1, help="that draw the captions")
     a = ap.parse_args()
     for p in (a.merges, a.work / "unet.pt"):
         if not p.exists():
@@ -106,19 +117,24 @@ def main() -> int:
     torch.set_num_threads(a.threads)
     models.HALF_CONVOLUTIONS = True
     a.states, a.weighted, a.coloured = "text", 0.0, 0.0
-    cond = Conditions(a.work)
+    gpu = a.device != "cpu"
+    if gpu:
+        fast_on_gpu(False)
+        models.FAST_NORM = None
+    cond = Conditions(a.work).to(a.device)
     lat, src = Latents(cond, a.work), Source(a, cond, a.seed)
-    unet = UNet(**UNET)
-    unet.load_state_dict(torch.load(a.work / "unet.pt")["ema"])
+    unet, _ = load_unet(a.work / "unet.pt")
     unet.requires_grad_(False)
     parts = attach(unet, a.rank)
     if a.out.exists():
-        restore(parts, a.out)
+        restore(parts, unet, a.out)
+    unet = unet.to(a.device).to(memory_format=torch.channels_last)
+    alpha, sigma = ALPHA.to(a.device), SIGMA.to(a.device)
     params = [p for m in parts.values() for p in m.parameters()]
     opt = torch.optim.Adam(params, lr=a.lr, betas=(0.9, 0.98))
     ema = [p.detach().clone() for p in params]
     rng, t0, saved, step = random.Random(a.seed), time.time(), time.time(), 0
-    losses: list[float] = []
+    losses: list[torch.Tensor] = []
     while True:
         frac = (time.time() - t0) / (a.minutes * 60)
         opt.param_groups[0]["lr"] = (
@@ -126,17 +142,18 @@ def main() -> int:
         )
         (h, w), mul = rng.choice(SIZES)
         n = a.batch * mul
-        specs, ctx, _ = src.draw(n)
-        t = (torch.rand(n) * 1000).long()
-        unprompted = torch.rand(n) < 0.1
-        ctx[unprompted & (t < 850)] = nothing()
-        x0 = F.avg_pool2d(lat.encode(lat.rgb_of(specs, h, w)), BLOCK)
+        facts, ctx, _ = src.draw(n)
+        t = (torch.rand(n, device=a.device) * 1000).long()
+        unprompted = (torch.rand(n, device=a.device) < 0.1) & (t < 850)
+        ctx = torch.where(unprompted[:, None, None], nothing(a.device), ctx)
+        x0 = F.avg_pool2d(lat.encode(lat.rgb_of(facts, h, w)), BLOCK)
         x0 = F.interpolate(x0, size=(h, w), mode="nearest")
-        A, S = ALPHA[t].view(-1, 1, 1, 1), SIGMA[t].view(-1, 1, 1, 1)
-        eps = torch.randn(x0.shape)
+        A, S = alpha[t].view(-1, 1, 1, 1), sigma[t].view(-1, 1, 1, 1)
+        eps = torch.randn_like(x0)
         x = A * x0 * (t < NO_SIGNAL).float().view(-1, 1, 1, 1) + S * eps
-        out = unet(x.contiguous(memory_format=torch.channels_last), t.float(), ctx)
-        loss = (out - (A * eps - S * x0)).pow(2).mean()
+        with torch.autocast(torch.device(a.device).type, torch.bfloat16, gpu):
+            out = unet(x.contiguous(memory_format=torch.channels_last), t.float(), ctx)
+        loss = (out.float() - (A * eps - S * x0)).pow(2).mean()
         opt.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
@@ -145,12 +162,13 @@ def main() -> int:
         torch._foreach_lerp_(
             ema, [p.detach() for p in params], 1 - min(0.98, step / (step + 10))
         )
-        losses.append(loss.item())
-        if step % 10 == 0:
+        losses.append(loss.detach())
+        if step % (100 if gpu else 10) == 0:
             print(
-                f"{step} loss {sum(losses[-10:]) / 10:.4f} {time.time() - t0:.0f}s",
+                f"{step} loss {torch.stack(losses).mean():.4f} {time.time() - t0:.0f}s",
                 flush=True,
             )
+            losses = []
         if frac >= 1 or time.time() - saved > 90:
             saved = time.time()
             now = [p.detach().clone() for p in params]
@@ -158,7 +176,7 @@ def main() -> int:
                 for p, e in zip(params, ema):
                     p.copy_(e)
                 meta = {"ss_output_name": a.out.stem, "ss_v2": "True"}
-                save_file(file_tensors(parts), f"{a.out}.tmp", metadata=meta)
+                save_file(file_tensors(parts, unet), f"{a.out}.tmp", metadata=meta)
                 os.replace(f"{a.out}.tmp", a.out)
                 for p, x in zip(params, now):
                     p.copy_(x)

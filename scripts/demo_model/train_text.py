@@ -11,11 +11,22 @@ import random
 import sys
 import time
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
-from concepts import BACKDROPS, COLOUR, Spec, caption, draw_spec
-from conditions import CODE, FIRST_PATCH, READ, STEADY, WIDTH, WORD_AT, Conditions
+from concepts import BACKDROPS, COLOUR, COLOURS, Spec, caption, draw_spec
+from conditions import (
+    CODE,
+    FIRST_PATCH,
+    READ,
+    STEADY,
+    WIDTH,
+    WORD_AT,
+    Conditions,
+    Facts,
+)
 from models import TextEncoder
 from muon import Muon
 from tokenizer import BOS, EOS, LENGTH, PAD, load_tokenizer
@@ -101,6 +112,65 @@ def draw_batch(
     return out
 
 
+@dataclass
+class Captions:
+    """A pool of captions as tensors: pictures, compact ids, what each token says (n x LENGTH), tokens (n), the colour shown (n x 3)."""
+
+    facts: Facts
+    ids: torch.Tensor
+    kinds: torch.Tensor
+    length: torch.Tensor
+    shown: torch.Tensor
+
+    def wish(self, cond: Conditions, at: torch.Tensor) -> torch.Tensor:
+        """the wished states of some"""
+        return cond.wish(
+            self.facts[at], self.kinds[at].long(), self.length[at], self.shown[at]
+        )
+
+
+def draw_part(job: tuple[int, int, Path, Path, dict[int, int]]) -> Batch:
+    """the captions of one process of caption_pool"""
+    seed, n, work, merges, tmap = job
+    torch.set_num_threads(1)
+    b = draw_batch(
+        random.Random(seed), Conditions(work, False), load_tokenizer(merges), tmap, n
+    )
+    b.ids = b.ids.numpy()  # plain memory is cheaper to hand over
+    return b
+
+
+def caption_pool(
+    cond: Conditions,
+    work: Path,
+    merges: Path,
+    tmap: dict[int, int],
+    n: int,
+    seed: int,
+    processes: int = 1,
+) -> Captions:
+    """n captions on the device of `cond`, the same whatever the number of processes"""
+    parts = max(1, n // 4000)
+    jobs = [(seed * 1000 + i, n // parts, work, merges, tmap) for i in range(parts)]
+    if processes > 1:
+        with get_context("spawn").Pool(processes) as pool:
+            got = pool.map(draw_part, jobs)
+    else:
+        got = [draw_part(j) for j in jobs]
+    at = cond.codes.device
+    specs = [s for b in got for s in b.specs]
+    kinds = [k + [0] * (LENGTH - len(k)) for b in got for k in b.kinds]
+    length = [len(k) for b in got for k in b.kinds]
+    shown = [COLOURS[c][0] if c else (0, 0, 0) for b in got for c in b.shown]
+    return Captions(
+        cond.facts(specs),
+        torch.from_numpy(np.concatenate([b.ids for b in got])).to(at),
+        torch.tensor(kinds, dtype=torch.uint8).to(at),
+        torch.tensor(length).to(at),
+        (torch.tensor(shown) / 255).to(at),
+    )
+
+
 def encode(
     te: TextEncoder, ids: torch.Tensor, keep: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -122,7 +192,7 @@ def load_text(work: Path) -> tuple[TextEncoder, dict[int, int]]:
     p = work / "text.pt"
     if not p.exists():
         raise SystemExit(f"{p} is missing; run train_text.py first.")
-    st = torch.load(p)
+    st = torch.load(p, map_location="cpu")
     te = TextEncoder(vocab=len(st["tmap"]) + 1, layers=LAYERS)
     te.load_state_dict(st["ema"])
     return te.eval().requires_grad_(False), st["tmap"]
@@ -137,6 +207,10 @@ def main() -> int:
     ap.add_argument("--batch", type=int, default=48)
     ap.add_argument("--lr", type=float, default=3e-3)
     ap.add_argument("--seed", type=int, default=1)
+    ap.add_argument("--device", default="cpu")
+    ap.add_argument("--every", type=int, default=50, help="steps between two lines")
+    ap.add_argument("--pool", type=int, default=20000, help="captions held in memory")
+    ap.add_argument("--processes", type=int, default=1, help="that draw the captions")
     a = ap.parse_args()
     if not a.merges.exists():
         print(f"{a.merges} is missing.", file=sys.stderr)
@@ -144,11 +218,12 @@ def main() -> int:
     print("seed", a.seed)
     torch.manual_seed(a.seed)
     torch.set_num_threads(a.threads)
-    cond, tok = Conditions(a.work), load_tokenizer(a.merges)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    cond = Conditions(a.work).to(a.device)
     path = a.work / "text.pt"
-    st = torch.load(path) if path.exists() else None
-    tmap = st["tmap"] if st else token_map(cond, tok)
-    te = TextEncoder(vocab=len(tmap) + 1, layers=LAYERS)
+    st = torch.load(path, map_location="cpu") if path.exists() else None
+    tmap = st["tmap"] if st else token_map(cond, load_tokenizer(a.merges))
+    te = TextEncoder(vocab=len(tmap) + 1, layers=LAYERS).to(a.device)
     step = st["step"] if st else 0
     if st:
         te.load_state_dict(st["raw"])
@@ -173,9 +248,13 @@ def main() -> int:
     ]
     params = list(te.parameters())
     ema = [p.detach().clone() for p in params]
-    weight = torch.ones(READ)
+    weight = torch.ones(READ, device=a.device)
     weight[:CODE] = cond.scale
     weight[WORD_AT:] = 4.0  # few states say this
+    pool = caption_pool(
+        cond, a.work, a.merges, tmap, a.pool, a.seed * 1000 + step, a.processes
+    )
+    print(len(pool.ids), "captions", flush=True)
     rng, t0, saved, first, log = (
         random.Random(a.seed * 1000 + step),
         time.time(),
@@ -192,10 +271,10 @@ def main() -> int:
                     * min(1, (step - first + 1) / 50)
                     * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, frac))))
                 )
-        b = draw_batch(rng, cond, tok, tmap, a.batch)
-        want = cond.states(b.specs, b.kinds, b.shown)
+        at = torch.randint(len(pool.ids), (a.batch,), device=a.device)
+        want = pool.wish(cond, at)
         # padding between the words and the patches: any part of it may be left out, which saves time
-        words = min(max(len(k) for k in b.kinds), FIRST_PATCH)
+        words = min(int(pool.length[at].max()), FIRST_PATCH)
         middle = list(range(words, FIRST_PATCH))
         middle = sorted(
             rng.sample(
@@ -204,9 +283,10 @@ def main() -> int:
             )
         )
         keep = torch.tensor(
-            list(range(words)) + middle + list(range(FIRST_PATCH, LENGTH))
+            list(range(words)) + middle + list(range(FIRST_PATCH, LENGTH)),
+            device=a.device,
         )
-        got = encode(te, b.ids, keep)[..., :READ]
+        got = encode(te, pool.ids[at], keep)[..., :READ]
         want = want[:, keep, :READ]
         err = (got - want).pow(2) * weight
         loss = err.mean()
@@ -226,22 +306,23 @@ def main() -> int:
             1 - min(0.995, (step - first) / (step - first + 10)),
         )
         sq = cond.scale**2
-        e = ((got[..., :CODE] - want[..., :CODE]).pow(2) * sq).sum().item() / max(
-            1e-9, (want[..., :CODE].pow(2) * sq).sum().item()
-        )
-        log.append(
-            [
-                loss.item(),
-                e,
-                (got[..., CODE:] - want[..., CODE:]).abs().mean().item(),
-                (got[:, :words, WORD_AT:] - want[:, :words, WORD_AT:])
-                .abs()
-                .mean()
-                .item(),
-            ]
-        )
-        if step % 50 == 0:
-            m = torch.tensor(log[-50:]).mean(0)
+        with torch.no_grad():
+            code, true = got[..., :CODE], want[..., :CODE]
+            lost = ((code - true).pow(2) * sq).sum() / (true.pow(2) * sq).sum()
+            off = (got - want).abs()
+            log.append(
+                torch.stack(
+                    [
+                        loss.detach(),
+                        lost,
+                        off[..., CODE:].mean(),
+                        off[:, :words, WORD_AT:].mean(),
+                    ]
+                )
+            )
+        if step % a.every == 0:
+            m = torch.stack(log).mean(0).tolist()
+            log = []
             print(
                 f"{step} loss {m[0]:.4f} lost energy of codes {m[1]:.4f} other {m[2]:.4f} words {m[3]:.4f} {time.time() - t0:.0f}s cpu {time.process_time():.0f}",
                 flush=True,

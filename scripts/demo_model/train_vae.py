@@ -96,6 +96,44 @@ class Pictures:
         return torch.stack([self.crop(rng, px) for _ in range(n)])
 
 
+class Canvas:
+    """crops like those of Pictures, all on one device and drawn together"""
+
+    SIDES = (192, 384, 480)
+
+    def __init__(self, cond: Conditions, device: str) -> None:
+        self.device = device
+        self.sheets = []
+        for side in self.SIDES:
+            px = np.stack([(cells(p, side) * 255).round() for p in cond.rgba])
+            flat = torch.from_numpy(px.astype(np.uint8)).permute(0, 3, 1, 2)
+            self.sheets.append(flat.contiguous().to(device))
+        named = [c for c, _ in COLOURS.values()]
+        self.named, self.pastels = (
+            torch.tensor(c, dtype=torch.float32, device=device) / 255
+            for c in (named, PASTELS)
+        )
+
+    def batch(self, rng: random.Random, n: int, px: int) -> torch.Tensor:
+        """n crops of px x px of things of one of the sizes"""
+        at, k = self.device, rng.choice([0, 1, 1, 1, 2])
+        sheet, side = self.sheets[k], self.SIDES[k]
+        which = torch.randint(len(sheet), (n,), device=at)
+        low, span = -(px // 3), side - 2 * px // 3 + px // 3 + 1
+        y, x = (torch.randint(span, (n, 1), device=at) + low for _ in range(2))
+        y, x = (v + torch.arange(px, device=at) for v in (y, x))
+        inside = ((y >= 0) & (y < side))[:, :, None] & ((x >= 0) & (x < side))[:, None]
+        y, x = y.clamp(0, side - 1), x.clamp(0, side - 1)
+        p = sheet[which[:, None, None], :, y[:, :, None], x[:, None]]
+        p = p.permute(0, 3, 1, 2).float() / 255 * inside[:, None]
+        r = torch.rand(n, 1, device=at)
+        a = self.named[torch.randint(len(self.named), (n,), device=at)]
+        b = self.pastels[torch.randint(len(self.pastels), (n,), device=at)]
+        any_ = torch.rand(n, 3, device=at)
+        bg = torch.where(r < 0.4, a, torch.where(r < 0.7, b, any_))[:, :, None, None]
+        return (p[:, :3] + (1 - p[:, 3:]) * bg) * 2 - 1
+
+
 def latent_stats(
     pics: Pictures, rng: random.Random
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -222,6 +260,8 @@ def main() -> int:
         help="largest noise on the latents that the decoder must smooth away",
     )
     ap.add_argument("--seed", type=int, default=1)
+    ap.add_argument("--device", default="cpu")
+    ap.add_argument("--every", type=int, default=50, help="steps between two lines")
     a = ap.parse_args()
     print("seed", a.seed)
     torch.manual_seed(a.seed)
@@ -234,30 +274,37 @@ def main() -> int:
         random.Random(a.seed),
     )
     if path.exists():
-        st = torch.load(path)
+        st = torch.load(path, map_location="cpu")
         vae.load_state_dict(st["ema"])
         mean, std = st["mean"], st["std"]
     else:
         mean, std = latent_stats(pics, rng)
         construct(vae, mean, std)
         torch.save({"ema": vae.state_dict(), "mean": mean, "std": std}, path)
-    m4, s4 = mean.view(1, 4, 1, 1), std.view(1, 4, 1, 1)
+    gpu = a.device != "cpu"
+    m4, s4, frame = (
+        x.to(a.device) for x in (mean.view(1, 4, 1, 1), std.view(1, 4, 1, 1), FRAME)
+    )
 
     def latents(x: torch.Tensor) -> torch.Tensor:
-        return (torch.einsum("kc,bchw->bkhw", FRAME, F.avg_pool2d(x, 8)) - m4) / s4
+        return (torch.einsum("kc,bchw->bkhw", frame, F.avg_pool2d(x, 8)) - m4) / s4
 
     with torch.no_grad():  # the constructed encoder does what it says
-        x = pics.batch(rng, 2, 64)
+        x = pics.batch(rng, 2, 64).to(a.device)
+        vae = vae.to(a.device)
         print(
             "encoder differs from block averages by",
             (vae.moments(x)[:, :4] * SCALE - latents(x)).abs().max().item(),
         )
     models.HALF_CONVOLUTIONS = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = gpu
     vae = vae.to(memory_format=torch.channels_last)
     params = freeze(vae)
     opt = torch.optim.Adam(params, lr=a.lr, betas=(0.9, 0.98))
     ema = [p.detach().clone() for p in params]
-    val = pics.batch(random.Random(99), 32, 128)
+    val = pics.batch(random.Random(99), 32, 128).to(a.device)
+    canvas = Canvas(cond, a.device) if gpu else pics
     t0 = saved = time.time()
     step, log, flat = 0, [], (0.0, 0.0)
     while True:
@@ -268,9 +315,10 @@ def main() -> int:
                 * min(1, (step + 1) / 30)
                 * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, frac))))
             )
-        x = pics.batch(rng, a.batch, a.px).contiguous(memory_format=torch.channels_last)
+        x = canvas.batch(rng, a.batch, a.px)
+        x = x.contiguous(memory_format=torch.channels_last)
         z = latents(x)
-        z = z + torch.randn_like(z) * a.noise * torch.rand(len(z), 1, 1, 1)
+        z = z + torch.randn_like(z) * a.noise * torch.rand(len(z), 1, 1, 1).to(z)
         y = decode_fast(vae, z.contiguous(memory_format=torch.channels_last) / SCALE)
         d = y - x
         l1 = d.abs().mean()
@@ -286,12 +334,13 @@ def main() -> int:
         torch._foreach_lerp_(
             ema, [p.detach() for p in params], 1 - min(0.99, step / (step + 20))
         )
-        log.append(l1.item())
-        if step % 50 == 0:
+        log.append(l1.detach())
+        if step % a.every == 0:
             print(
-                f"{step} l1 {np.mean(log[-50:]):.4f} {time.time() - t0:.0f}s cpu {time.process_time():.0f}",
+                f"{step} l1 {torch.stack(log).mean():.4f} {time.time() - t0:.0f}s cpu {time.process_time():.0f}",
                 flush=True,
             )
+            log = []
         if frac >= 1 or time.time() - saved > 100 or step == 1:
             saved = time.time()
             keep = [p.detach().clone() for p in params]
@@ -314,7 +363,9 @@ def main() -> int:
                 )
                 torch.save(
                     {
-                        "ema": {k: v.clone() for k, v in vae.state_dict().items()},
+                        "ema": {
+                            k: v.cpu().clone() for k, v in vae.state_dict().items()
+                        },
                         "mean": mean,
                         "std": std,
                     },
@@ -325,7 +376,7 @@ def main() -> int:
                     [torch.cat(list(q[:8].clamp(-1, 1)), 2) for q in (val, base, y)], 1
                 )
                 Image.fromarray(
-                    ((both.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
+                    ((both.permute(1, 2, 0) + 1) * 127.5).round().byte().cpu().numpy()
                 ).save(a.work / "vae_preview.png")
                 for p, k in zip(params, keep):
                     p.copy_(k)
