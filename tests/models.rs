@@ -12,8 +12,11 @@ use std::sync::{Arc, OnceLock};
 
 use ancestral::catalogue::{Catalogue, CatalogueConfig, TensorFile};
 use ancestral::conditioning::{HiddenState, TokenBatch};
-use ancestral::models::graphs::{BuildOptions, Heads, UnetShape, VectorInput, Weights, unet};
-use ancestral::models::{GraphUnet, LoadStrategy, Provider, ProviderConfig};
+use ancestral::models::graphs::{
+    BuildOptions, BuiltGraph, Heads, Precision, Storage, UnetShape, VectorInput, Weights,
+    text_encoder, unet, vae_decoder, vae_encoder,
+};
+use ancestral::models::{CheckpointPlan, GraphUnet, LoadStrategy, Provider, ProviderConfig};
 use ancestral::pipeline::{Family, Model, ModelProvider, ModelRequest, Prediction};
 use ancestral::prompt::{HypernetworkTag, LoraTag, PromptNetworks};
 use ancestral::runtime::{Graph, GraphSource};
@@ -1808,4 +1811,86 @@ fn what_a_job_uses_is_not_loaded_again_for_others() {
     let kept = Arc::downgrade(&with_networks(&provider, "tiny-sd1", &[]).text_cache);
     with_networks(&provider, "tiny-sd2-v", &[]);
     assert!(kept.upgrade().is_none());
+}
+
+/// Every graph of the golden checkpoints, in both precisions, for ONNX's own checker (scripts/check_graphs.py),
+/// in target/tmp/graphs. That they load and what they compute is told by other tests.
+#[test]
+#[ignore = "scripts/test runs it and then the checker"]
+fn graphs_are_written_for_onnxs_checker() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("graphs");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    for name in ["tiny-sd1", "tiny-sd1-inpaint", "tiny-sd2-v", "tiny-sdxl"] {
+        let models = data_folder().join("models");
+        let path = models.join(format!("Stable-diffusion/{name}.safetensors"));
+        let plan = CheckpointPlan::open(&path, &[models]).unwrap();
+        let half = |float_attention| Precision::Half { float_attention };
+        for (kind, precision) in [
+            ("float", Precision::Float),
+            ("half", half(false)),
+            ("half-float-attention", half(true)),
+        ] {
+            let options = BuildOptions {
+                storage: Storage::InlineHalf,
+                precision,
+                ..BuildOptions::default()
+            };
+            let write = |part: &str, built: Result<BuiltGraph, _>| {
+                let built = built.unwrap();
+                assert!(built.side_data.is_empty());
+                let file = format!("{name}.{part}.{kind}.onnx");
+                std::fs::write(folder.join(file), &built.model).unwrap();
+            };
+            let (weights, vae) = (plan.unet_weights(), plan.vae_weights());
+            write("unet", unet(&weights, plan.unet_shape(), options));
+            let tiling = BuildOptions {
+                tiling: true,
+                ..options
+            };
+            write("unet-tiling", unet(&weights, plan.unet_shape(), tiling));
+            let merging = BuildOptions {
+                token_merging: true,
+                ..options
+            };
+            write("unet-merging", unet(&weights, plan.unet_shape(), merging));
+            write("vae-encoder", vae_encoder(&vae, options));
+            write("vae-decoder", vae_decoder(&vae, options));
+            for (tower, shape) in plan.towers.iter().enumerate() {
+                let built = text_encoder(&plan.text_weights(tower), *shape, options);
+                write(&format!("text-{tower}"), built);
+            }
+        }
+    }
+}
+
+/// In half precision attention of the UNet has half inputs, unless it is wanted in float32: then queries, keys, values and
+/// the answer are cast, and nothing else changes.
+#[test]
+fn attention_is_in_half_precision_unless_it_is_wanted_in_float32() {
+    let models = data_folder().join("models");
+    let path = models.join("Stable-diffusion/tiny-sd2-v.safetensors");
+    let plan = CheckpointPlan::open(&path, &[models]).unwrap();
+    let built = |float_attention| {
+        let options = BuildOptions {
+            storage: Storage::InlineHalf,
+            precision: Precision::Half { float_attention },
+            ..BuildOptions::default()
+        };
+        unet(&plan.unet_weights(), plan.unet_shape(), options)
+            .unwrap()
+            .model
+    };
+    let (half, float) = (built(false), built(true));
+    // The field `op_type` of a node.
+    let count = |model: &[u8], operator: &str| {
+        let mut field = vec![0x22, operator.len() as u8];
+        field.extend_from_slice(operator.as_bytes());
+        let windows = model.windows(field.len());
+        windows.filter(|bytes| *bytes == field).count()
+    };
+    let attentions = count(&half, "MultiHeadAttention");
+    assert!(attentions > 0);
+    assert_eq!(count(&float, "MultiHeadAttention"), attentions);
+    assert_eq!(count(&float, "Cast"), count(&half, "Cast") + 4 * attentions);
 }

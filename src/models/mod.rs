@@ -21,6 +21,7 @@ mod networks;
 mod onnx_folder;
 mod provider;
 mod rest;
+mod row_pieces;
 mod safety;
 mod upscalers;
 mod vae_strips;

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::denoise::{Backend, DenoiseService, Seat, Setting, Sharing, SharingRule};
 use super::graphs::{MERGE_COUNT, MERGE_SOURCES, MERGE_TARGETS, TokenMerge};
+use super::row_pieces::{RowPieces, rows_of};
 use super::vae_strips::StripDecoder;
 use crate::conditioning::{EncodedText, HiddenState, TextEncoder, TokenBatch};
 use crate::pipeline::{OutOfMemory, Posterior, Vae};
@@ -193,6 +194,8 @@ struct UnetSession {
     context_width: usize,
     /// The adapter inputs in use.
     networks: Mutex<Vec<Weak<NetworkInputs>>>,
+    /// `None`: it takes a fixed number of rows.
+    pieces: Option<RowPieces>,
 }
 
 /// One job's place at a UNet session, with the networks of the job.
@@ -274,6 +277,7 @@ impl GraphUnet {
             channels: sample.dims.get(1).copied().flatten().unwrap_or(4),
             context_width: context.dims.get(2).copied().flatten().unwrap_or(0),
             networks: Mutex::default(),
+            pieces: (sample.dims.first() == Some(&None)).then(RowPieces::default),
             graph: Arc::clone(&graph),
         };
         let networks = session.networks(Vec::new());
@@ -446,10 +450,15 @@ impl Backend for UnetSession {
             .windows(2)
             .all(|pair| pair[0].to_bits() == pair[1].to_bits());
         if self.timestep == TimestepForm::Rows || same {
-            return self.rows(input, setting, stop).map_err(told);
+            let run = |input: &UnetInput| self.rows(input, setting, stop);
+            let answer = match &self.pieces {
+                Some(pieces) => pieces.run(input, setting.shape(), run),
+                None => run(input),
+            };
+            return answer.map_err(told);
         }
         let rows: Vec<Array4<f32>> = (0..input.timestep.len())
-            .map(|row| self.rows(&one_row(input, row), setting, stop))
+            .map(|row| self.rows(&rows_of(input, row..row + 1), setting, stop))
             .collect::<Result<_, _>>()
             .map_err(told)?;
         let views: Vec<_> = rows.iter().map(|rows| rows.view()).collect();
@@ -474,18 +483,6 @@ impl Unet for GraphUnet {
 fn shrink(graph: &Graph, free: usize) {
     if let Err(error) = graph.shrink(free) {
         tracing::debug!(%error, "its memory is not given back");
-    }
-}
-
-fn one_row(input: &UnetInput, row: usize) -> UnetInput {
-    UnetInput {
-        sample: input.sample.slice(s![row..=row, .., .., ..]).to_owned(),
-        timestep: vec![input.timestep[row]],
-        context: input.context.slice(s![row..=row, .., ..]).to_owned(),
-        vector: input
-            .vector
-            .as_ref()
-            .map(|vector| vector.slice(s![row..=row, ..]).to_owned()),
     }
 }
 

@@ -33,7 +33,8 @@ use crate::pipeline::{
     OutOfMemory, Prediction, SafetyChecker, UpscalerProvider,
 };
 use crate::runtime::{
-    Graph, LoadEffort, Runtime, RuntimeError, available_memory_bytes, give_back_free_memory,
+    ExecutionProvider, Graph, LoadEffort, Runtime, RuntimeError, available_memory_bytes,
+    give_back_free_memory,
 };
 use crate::sampling::Unet;
 
@@ -684,9 +685,8 @@ impl Provider {
     ) -> Result<LoadedCheckpoint, LoadError> {
         let plan = CheckpointPlan::open(path, &self.config.tower_folders)?;
         let mut options = options;
-        // SD 2.x overflows in half precision's attention.
         if let Precision::Half { float_attention } = &mut options.precision {
-            *float_attention |= plan.family() == Family::Sd2;
+            *float_attention |= overflows_in_half(plan.family(), self.runtime.providers());
         }
         let share = if self.config.half { 2 } else { 1 };
         let unet_bytes = plan.unet_weights().float_bytes() / share;
@@ -1070,6 +1070,12 @@ fn recall(loaded: &mut Vec<Loaded>, identity: &Identity) -> Option<Part> {
     Some(part)
 }
 
+/// Whether the UNet's attention may leave half precision's range: in SD 2.x, products of queries and keys do. CUDA's fused
+/// attention does not keep them in half; cards too old for it have the second try after NaN.
+fn overflows_in_half(family: Family, providers: &[ExecutionProvider]) -> bool {
+    family == Family::Sd2 && providers.first() != Some(&ExecutionProvider::Cuda)
+}
+
 /// A VAE file's tensors, which may have the prefix that they have inside a checkpoint.
 fn vae_file_weights(path: &Path) -> Result<Weights, LoadError> {
     let file = Arc::new(open_weights(path)?);
@@ -1097,4 +1103,19 @@ fn graph_bytes(part: &Path) -> u64 {
         .filter_map(|file| file.metadata().ok())
         .map(|metadata| metadata.len())
         .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attention_of_sd2_is_in_half_on_cuda_alone() {
+        use ExecutionProvider::{Cpu, Cuda, DirectMl, TensorRt};
+        assert!(!overflows_in_half(Family::Sd2, &[Cuda, Cpu]));
+        for providers in [&[Cpu][..], &[TensorRt, Cuda, Cpu], &[DirectMl, Cpu]] {
+            assert!(overflows_in_half(Family::Sd2, providers), "{providers:?}");
+            assert!(!overflows_in_half(Family::Sdxl, providers));
+        }
+    }
 }

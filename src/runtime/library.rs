@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ort::logging::LogLevel;
+use tracing::Level;
+
 use super::providers::{ConvSearch, ExecutionProvider, Library, usable};
 use super::run_times::RunTimes;
 use super::{GraphTime, RuntimeError};
@@ -94,6 +97,7 @@ impl Runtime {
                 .map_err(|source| unusable(source.to_string()))?
                 .with_name("ancestral")
                 .with_telemetry(false)
+                .with_logger(Arc::new(log))
                 .build()
                 .map_err(|source| unusable(source.to_string()))?;
             tracing::info!(library = %absolute.display(), "ONNX Runtime loaded");
@@ -154,6 +158,31 @@ impl Runtime {
     #[must_use]
     pub fn options(&self) -> &RuntimeOptions {
         &self.options
+    }
+}
+
+/// Hands a line of the library's log on to ours.
+fn log(level: LogLevel, _category: &str, id: &str, location: &str, message: &str) {
+    match level_of(level, message) {
+        Level::ERROR => tracing::error!(target: LOG_TARGET, id, location, "{message}"),
+        Level::WARN => tracing::warn!(target: LOG_TARGET, id, location, "{message}"),
+        Level::INFO => tracing::info!(target: LOG_TARGET, id, location, "{message}"),
+        Level::DEBUG => tracing::debug!(target: LOG_TARGET, id, location, "{message}"),
+        Level::TRACE => tracing::trace!(target: LOG_TARGET, id, location, "{message}"),
+    }
+}
+
+const LOG_TARGET: &str = "onnxruntime";
+
+/// How much a line of the library matters to whoever runs the server.
+fn level_of(level: LogLevel, message: &str) -> Level {
+    match level {
+        // cuDNN has no plan that fuses this convolution with what follows; the runtime takes another way.
+        LogLevel::Error if message.contains("No execution plans support the graph") => Level::DEBUG,
+        LogLevel::Fatal | LogLevel::Error => Level::ERROR,
+        LogLevel::Warning => Level::WARN,
+        LogLevel::Info => Level::INFO,
+        LogLevel::Verbose => Level::TRACE,
     }
 }
 
@@ -273,6 +302,16 @@ mod tests {
         }
         let found = library_in(folder.path()).unwrap();
         assert_eq!(found.file_name().unwrap(), "libonnxruntime.so.1.27.0");
+    }
+
+    #[test]
+    fn what_cudnn_tries_in_vain_is_no_error_of_the_server() {
+        let vain = "[cudnn_frontend] Error: No execution plans support the graph.";
+        assert_eq!(level_of(LogLevel::Error, vain), Level::DEBUG);
+        let failed = "Non-zero status code returned while running Conv node.";
+        assert_eq!(level_of(LogLevel::Error, failed), Level::ERROR);
+        let other = "[cudnn_frontend] Error: No valid engine configs for Conv";
+        assert_eq!(level_of(LogLevel::Error, other), Level::ERROR);
     }
 
     #[test]

@@ -75,7 +75,8 @@ impl FromStr for ExecutionProvider {
 /// How cuDNN chooses among its convolutions (`--conv-search`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ConvSearch {
-    /// Every one is tried at each new size of picture: the fastest steps, a slow first one.
+    /// Every one is tried at each new size of picture, which takes seconds. Measured on an H100 it gained nothing and chose
+    /// badly for some sizes (docs/PERFORMANCE.md).
     Exhaustive,
     /// By cuDNN's own estimate.
     #[default]

@@ -34,7 +34,7 @@ pub enum Precision {
     /// normalisation, the sinusoids of the timestep, the similarities of token merging and the
     /// attention of VAE and text encoder stay float32.
     Half {
-        /// The UNet's attention in float32 too: SD 2.x overflows in half, and the option `upcast_attn`.
+        /// The UNet's attention in float32 too: SD 2.x overflows in half (not on CUDA), and the option `upcast_attn`.
         float_attention: bool,
     },
 }
