@@ -106,6 +106,8 @@ impl App {
                 tower_folders: vec![config.folders.models.clone()],
                 memory_budget_bytes: memory_budget(&config.runtime),
                 decode_memory_bytes: config.runtime.decode_memory_bytes,
+                // Whoever says how much memory there is for checkpoints has what fits stay in it.
+                text_makes_room: config.runtime.model_memory_bytes.is_none(),
                 load_strategy: match config.runtime.load_strategy {
                     LoadStrategyFlag::Auto => LoadStrategy::Auto,
                     LoadStrategyFlag::Quick => LoadStrategy::Quick,

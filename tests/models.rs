@@ -1115,6 +1115,84 @@ fn the_parts_of_a_checkpoint_that_does_not_fit_take_turns_and_give_the_same_valu
 }
 
 #[test]
+fn the_text_tower_of_a_large_checkpoint_makes_room_for_steps_that_outweigh_its_load() {
+    let folder = tempfile::tempdir().unwrap();
+    let request = |steps: u64| ModelRequest {
+        latent_pixels_without_text: steps * 2 * 64 * 64,
+        ..ModelRequest::default()
+    };
+    let sparing = |config| ProviderConfig {
+        text_makes_room: true,
+        load_strategy: LoadStrategy::Fast,
+        ..config
+    };
+    let small = provider_of_copy_with(folder.path(), "tiny-sd1", sparing);
+    let model = small.load(&request(8)).unwrap();
+    assert_eq!(small.present_session_count(), 2);
+    let wanted = fingerprint(&model);
+    let latent: Array4<f32> = pattern((1, 4, 32, 32), 4.0);
+    let picture = model.vae.decode(&latent).unwrap();
+    assert_eq!(small.present_session_count(), 2);
+
+    let large = |config| ProviderConfig {
+        large_unet_bytes: 1,
+        ..sparing(config)
+    };
+    let provider = provider_of_copy_with(folder.path(), "tiny-sd1", large);
+    let draw = |steps| {
+        assert_eq!(
+            fingerprint(&provider.load(&request(steps)).unwrap()),
+            wanted
+        );
+        provider.present_session_count()
+    };
+    let model = provider.load(&request(7)).unwrap();
+    assert_eq!(provider.present_session_count(), 0, "the text comes first");
+    assert_eq!(draw(7), 2, "these steps do not outweigh it");
+    assert_eq!(draw(0), 2, "another text follows");
+    let jobs = [provider.job(), provider.job()];
+    assert_eq!(draw(8), 2, "another job may need it");
+    drop(jobs);
+    let job = provider.job();
+    assert_eq!(draw(8), 1, "the UNet alone");
+    assert_eq!(draw(8), 1, "... and the tower was there for the text");
+    drop(job);
+    let decoded = model.vae.decode(&latent).unwrap();
+    assert_ne!(decoded, picture, "in strips");
+    assert_close(&decoded, &picture, 1e-4, "picture");
+}
+
+/// A tower that came back between two steps, for another job, stays.
+#[test]
+fn a_job_has_the_text_tower_make_room_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let large = |config| ProviderConfig {
+        text_makes_room: true,
+        large_unet_bytes: 1,
+        ..config
+    };
+    let provider = provider_of_copy_with(folder.path(), "tiny-sd1", large);
+    let request = ModelRequest {
+        latent_pixels_without_text: u64::MAX,
+        ..ModelRequest::default()
+    };
+    drop(provider.load(&request).unwrap());
+    assert_eq!(provider.quick_unet_count(), 1);
+    let long = ModelRequest {
+        planned_latent_pixels: u64::MAX,
+        ..request.clone()
+    };
+    drop(provider.load(&long).unwrap());
+    let counts = (provider.quick_unet_count(), provider.upgrading_unet_count());
+    assert_eq!(counts, (0, 0), "it was never loaded quickly");
+    let model = provider.load(&request).unwrap();
+    fingerprint(&model);
+    assert_eq!(provider.present_session_count(), 1);
+    fingerprint(&model);
+    assert_eq!(provider.present_session_count(), 2);
+}
+
+#[test]
 fn no_faster_session_is_built_where_both_do_not_fit_into_the_budget() {
     let folder = tempfile::tempdir().unwrap();
     // As much as all its weights are in float32.

@@ -8,8 +8,8 @@ mod in_process;
 mod toy_models;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use ancestral::conditioning::{
     CacheLimits, ConditioningCache, EncodedText, HiddenState, TextEncoder, TokenBatch,
@@ -363,6 +363,8 @@ fn documented() -> Vec<(String, String)> {
 struct Counting {
     calls: Arc<AtomicUsize>,
     cache: Arc<ConditioningCache>,
+    /// What every load was told of the work that needs no other text.
+    without_text: Arc<Mutex<Vec<u64>>>,
 }
 
 struct CountedText {
@@ -385,6 +387,8 @@ impl ModelProvider for Counting {
     fn load(&self, request: &ModelRequest) -> Result<Arc<Model>, Cause> {
         let mut model = Model::clone(&*ToyModels.load(request)?);
         model.text_cache = Arc::clone(&self.cache);
+        let announced = request.latent_pixels_without_text;
+        self.without_text.lock().unwrap().push(announced);
         for encoder in &mut model.text_encoders {
             *encoder = Arc::new(CountedText {
                 inner: Arc::clone(encoder),
@@ -440,6 +444,7 @@ async fn prompts_are_encoded_once_while_nothing_changes_unless_the_option_says_o
             entries: 16,
             bytes: 1 << 20,
         })),
+        without_text: Arc::default(),
     };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let server = InProcess::with_engine(folder, &[], Arc::new(engine));
@@ -460,6 +465,47 @@ async fn prompts_are_encoded_once_while_nothing_changes_unless_the_option_says_o
     assert_eq!((anew, &same), (2, &picture));
     let (kept, _) = draw(json!({})).await;
     assert_eq!(kept, 0);
+}
+
+#[actix_web::test]
+async fn a_batch_after_which_another_text_is_encoded_announces_no_work_without_text() {
+    let without_text = Arc::new(Mutex::new(Vec::new()));
+    let engine = Counting {
+        calls: Arc::default(),
+        cache: Arc::new(ConditioningCache::new(CacheLimits {
+            entries: 16,
+            bytes: 1 << 20,
+        })),
+        without_text: Arc::clone(&without_text),
+    };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let flags = ["--dynamic-prompts", "on"];
+    let server = InProcess::with_engine(folder, &flags, Arc::new(engine));
+    let announced = async |change: Value| {
+        let mut request = json!({
+            "prompt": "a cube", "sampler_name": "Euler", "steps": 4, "width": 64, "height": 64, "n_iter": 3, "seed": 1
+        });
+        let entries = change.as_object().unwrap().clone();
+        request.as_object_mut().unwrap().extend(entries);
+        let reply = server.txt2img(&request).await;
+        assert_eq!(reply.status, 200);
+        std::mem::take(&mut *without_text.lock().unwrap())
+    };
+    // Both rows of four steps of 8x8.
+    let batch = 2 * 4 * 8 * 8;
+    // The first load is the job's.
+    let same = announced(json!({})).await;
+    assert_eq!(same, [0, 3 * batch, 2 * batch, batch]);
+    let other = announced(json!({"prompt": "{@red|green|blue} cube"})).await;
+    assert_eq!(other, [0, 0, 0, batch]);
+    let forgotten = json!({"override_settings": {"persistent_cond_cache": false}});
+    assert_eq!(announced(forgotten).await, [0, batch, batch, batch]);
+    let mut hires =
+        json!({"n_iter": 1, "enable_hr": true, "hr_scale": 1.0, "denoising_strength": 1.0});
+    let second_pass = announced(hires.clone()).await;
+    assert!(second_pass[1] > batch, "{second_pass:?}");
+    hires["hr_prompt"] = json!("a ball");
+    assert_eq!(announced(hires).await[1], 0);
 }
 
 #[test]

@@ -43,12 +43,12 @@ pub(super) const OWN_FLAGS: &[OwnFlag] = &[
     OwnFlag {
         name: "model-memory",
         value: Some("GIB"),
-        help: "Memory that loaded checkpoints may take together [default: half of the machine's]",
+        help: "Memory that loaded checkpoints may take together; what fits stays loaded [default: half of the machine's, and large text encoders make room for steps on a CPU]",
     },
     OwnFlag {
         name: "decode-memory",
         value: Some("GIB"),
-        help: "Memory that a picture's decoding in one piece may take; a larger picture is decoded strip by strip, 0: every picture [default: what is free]",
+        help: "Memory that a picture's decoding in one piece may take; a larger picture is decoded strip by strip, 0: every picture [default: what is free; less with a large UNet on a CPU]",
     },
     OwnFlag {
         name: "load-strategy",

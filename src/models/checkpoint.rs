@@ -354,6 +354,8 @@ pub(super) enum Presence {
     Together,
     /// Each is loaded when it is needed; see [`super::frugal`].
     InTurn,
+    /// So too, and text towers make room only for steps that outweigh loading them again.
+    TextFirst,
 }
 
 /// The UNet of a checkpoint.
@@ -366,9 +368,12 @@ pub(super) fn load_unet(
     sharing: RunSharing,
 ) -> Result<Arc<GraphUnet>, LoadError> {
     let (weights, shape) = (plan.unet_weights(), plan.unet_shape());
-    if presence == Presence::InTurn {
+    if presence != Presence::Together {
         let built = unet(&weights, shape, options)?;
-        let graph = load_built_late(runtime, "UNet", built, &weights, effort);
+        let mut graph = load_built_late(runtime, "UNet", built, &weights, effort);
+        if matches!(effort, LoadEffort::Quick) {
+            graph = with_unet_upgrade(graph, runtime, &weights, shape, options);
+        }
         return Ok(Arc::new(GraphUnet::shared(Arc::new(graph), sharing)?));
     }
     let (unet, _) = unet_session(runtime, weights, shape, options, effort, sharing)?;
@@ -388,12 +393,7 @@ pub(super) fn unet_session(
     let built = unet(&weights, shape, options)?;
     let mut graph = load_built_with(runtime, "UNet", &built, &weights, effort)?;
     if matches!(effort, LoadEffort::Quick) {
-        let (runtime, weights) = (runtime.clone(), weights.clone());
-        graph = graph.with_upgrade(move |stop| {
-            let built = unet(&weights, shape, options).map_err(|error| unbuilt("UNet", &error))?;
-            let effort = LoadEffort::Background(stop);
-            load_built_with(&runtime, "UNet", &built, &weights, effort)
-        });
+        graph = with_unet_upgrade(graph, runtime, &weights, shape, options);
     }
     let graph = Arc::new(graph);
     let in_float = in_float(options).map(|options| {
@@ -407,6 +407,22 @@ pub(super) fn unet_session(
     });
     let unet = GraphUnet::shared(graph, sharing)?.with_float(in_float);
     Ok((unet, built.adapters))
+}
+
+/// The UNet `graph` of a quick load with what makes its faster session.
+fn with_unet_upgrade(
+    graph: Graph,
+    runtime: &Runtime,
+    weights: &Weights,
+    shape: UnetShape,
+    options: BuildOptions,
+) -> Graph {
+    let (runtime, weights) = (runtime.clone(), weights.clone());
+    graph.with_upgrade(move |stop| {
+        let built = unet(&weights, shape, options).map_err(|error| unbuilt("UNet", &error))?;
+        let effort = LoadEffort::Background(stop);
+        load_built_with(&runtime, "UNet", &built, &weights, effort)
+    })
 }
 
 /// The same graph in float32, where it is not that already.
@@ -437,7 +453,7 @@ pub(super) fn load_text_encoders(
         let built = text_encoder(&weights, *shape, options)?;
         let graph = match presence {
             Presence::Together => load_built(runtime, "text encoder", &built, &weights)?,
-            Presence::InTurn => {
+            Presence::InTurn | Presence::TextFirst => {
                 let effort = LoadEffort::Full;
                 let late = load_built_late(runtime, "text encoder", built, &weights, effort);
                 Arc::new(late)

@@ -26,6 +26,10 @@ pub(super) const LARGE_UNET_BYTES: u64 = 1 << 30;
 /// prompts (docs/PERFORMANCE.md).
 const PAYS_FROM_LATENT_PIXELS: u64 = 26 * 2 * 64 * 64;
 
+/// Latent pixels of all rows of all steps that outweigh loading the text towers of a large checkpoint again: eight steps
+/// of one 512x512 picture with both prompts (docs/PERFORMANCE.md).
+pub(super) const OUTWEIGHS_TEXT_LATENT_PIXELS: u64 = 8 * 2 * 64 * 64;
+
 impl LoadStrategy {
     /// How a UNet on a CPU in float32 is loaded when so many latent pixels of it are asked for.
     #[must_use]

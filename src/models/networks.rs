@@ -795,6 +795,30 @@ impl GraphVae {
         }
     }
 
+    /// [`Vae::decode`]; what takes more than `piece_bytes` in one piece is decoded strip by strip, unless a flag
+    /// gives another limit.
+    pub(super) fn decode_within(
+        &self,
+        latent: &Array4<f32>,
+        piece_bytes: Option<u64>,
+    ) -> Result<Array4<f32>, Cause> {
+        if let Some(strips) = &self.strips
+            && let Some(allowed) = strips.needed(latent, piece_bytes)
+        {
+            return strips.decode(latent, allowed);
+        }
+        let in_float = self.in_float.as_ref().map(|[_, decoder]| decoder);
+        let feeds = [("latent_sample", latent.into())];
+        let out = self
+            .decoder
+            .get()
+            .and_then(|decoder| {
+                run_or_upcast(&decoder, in_float, &feeds, &["sample"], &RunStop::new())
+            })
+            .map_err(told)?;
+        shaped4(out).map_err(told)
+    }
+
     fn posterior(&self, pixels: &Array4<f32>) -> Result<Posterior, NetworkError> {
         let encoder = self.encoder.get()?;
         let name = if encoder.output("latent_parameters").is_some() {
@@ -836,21 +860,7 @@ impl Vae for GraphVae {
     }
 
     fn decode(&self, latent: &Array4<f32>) -> Result<Array4<f32>, Cause> {
-        if let Some(strips) = &self.strips
-            && let Some(allowed) = strips.needed(latent)
-        {
-            return strips.decode(latent, allowed);
-        }
-        let in_float = self.in_float.as_ref().map(|[_, decoder]| decoder);
-        let feeds = [("latent_sample", latent.into())];
-        let out = self
-            .decoder
-            .get()
-            .and_then(|decoder| {
-                run_or_upcast(&decoder, in_float, &feeds, &["sample"], &RunStop::new())
-            })
-            .map_err(told)?;
-        shaped4(out).map_err(told)
+        self.decode_within(latent, None)
     }
 }
 

@@ -14,10 +14,10 @@ use super::checkpoint::{
 };
 use super::embeddings::FittingEmbeddings;
 use super::faces::FaceRestorers;
-use super::frugal::{FrugalUnet, FrugalVae};
+use super::frugal::{FrugalUnet, FrugalVae, Room};
 use super::graphs::{BuildOptions, HypernetworkModules, Precision, Weights};
 use super::hypernetwork::open_hypernetwork;
-use super::load_strategy::{LARGE_UNET_BYTES, LoadStrategy};
+use super::load_strategy::{LARGE_UNET_BYTES, LoadStrategy, OUTWEIGHS_TEXT_LATENT_PIXELS};
 use super::lora::{AppliedNetwork, bundled_embeddings};
 use super::networks::{GraphTextEncoder, GraphUnet, GraphVae, RunSharing};
 use super::onnx_folder;
@@ -49,6 +49,9 @@ pub struct ProviderConfig {
     /// Memory that decoding a picture in one piece may take; a larger one is decoded strip by strip. `None`:
     /// what is free at that moment.
     pub decode_memory_bytes: Option<u64>,
+    /// The text towers of a checkpoint with a large UNet make room for its steps on a CPU though both fit, and pictures
+    /// are decoded in little memory unless `decode_memory_bytes` is given.
+    pub text_makes_room: bool,
     pub load_strategy: LoadStrategy,
     /// From how many bytes of float32 on a UNet is a large one to the strategy.
     pub large_unet_bytes: u64,
@@ -72,6 +75,7 @@ impl Default for ProviderConfig {
             tower_folders: Vec::new(),
             memory_budget_bytes: 8 << 30,
             decode_memory_bytes: None,
+            text_makes_room: false,
             load_strategy: LoadStrategy::default(),
             large_unet_bytes: LARGE_UNET_BYTES,
             answers_nan: false,
@@ -265,6 +269,10 @@ const TEXT_CACHE: CacheLimits = CacheLimits {
     bytes: 64 << 20,
 };
 
+/// Decoding in one piece may take this part of what a UNet takes where text towers make room for it: with more, decoding
+/// would need more than the steps did.
+const PIECE_SHARE: u64 = 12;
+
 /// What a request's model is made of.
 struct ModelParts {
     main: Arc<LoadedCheckpoint>,
@@ -412,10 +420,26 @@ impl Provider {
                 used_unet = Arc::new(FrugalUnet {
                     unet: used_unet,
                     text_encoders: text_encoders.clone(),
+                    room: Room::EveryStep,
                 });
                 Arc::new(FrugalVae {
                     vae: own_vae,
                     unet: Arc::clone(&unet),
+                    piece_bytes: None,
+                })
+            }
+            Presence::TextFirst => {
+                if request.latent_pixels_without_text >= OUTWEIGHS_TEXT_LATENT_PIXELS {
+                    used_unet = Arc::new(FrugalUnet {
+                        unet: used_unet,
+                        text_encoders: text_encoders.clone(),
+                        room: Room::once(self.rest.job_count()),
+                    });
+                }
+                Arc::new(FrugalVae {
+                    vae: own_vae,
+                    unet: Arc::clone(&unet),
+                    piece_bytes: Some(main.unet_bytes / PIECE_SHARE),
                 })
             }
         };
@@ -622,7 +646,14 @@ impl Provider {
         effort: LoadEffort<'static>,
     ) -> Result<Arc<GraphUnet>, LoadError> {
         if let Some(unet) = &*main.unet.lock() {
-            return Ok(Arc::clone(unet));
+            // One that was never loaded need not be loaded quickly first.
+            let is_outdated = matches!(effort, LoadEffort::Full)
+                && unet.graph().is_quick()
+                && !is_unet_in_use(unet)
+                && !unet.graph().is_loaded();
+            if !is_outdated {
+                return Ok(Arc::clone(unet));
+            }
         }
         let sessions = main.adapted.as_ref().ok_or(LoadError::NoCheckpoint)?;
         if !self.make_room(loaded, main.unet_bytes, 1) {
@@ -891,11 +922,16 @@ impl Provider {
         } else {
             0
         };
-        let fits = network_bytes + vae_bytes <= self.config.memory_budget_bytes;
-        if fits || self.config.half || self.runtime.is_on_gpu() {
+        if self.config.half || self.runtime.is_on_gpu() {
             Presence::Together
-        } else {
+        } else if network_bytes + vae_bytes > self.config.memory_budget_bytes {
             Presence::InTurn
+        } else if self.config.text_makes_room
+            && plan.unet_weights().float_bytes() >= self.config.large_unet_bytes
+        {
+            Presence::TextFirst
+        } else {
+            Presence::Together
         }
     }
 

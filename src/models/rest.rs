@@ -22,6 +22,19 @@ struct State {
     is_over: bool,
 }
 
+/// Tells how many jobs run.
+pub(super) struct JobCount(Weak<Shared>);
+
+impl JobCount {
+    pub(super) fn running(&self) -> usize {
+        let shared = self.0.upgrade();
+        shared.map_or(0, |shared| {
+            let state = shared.state.lock();
+            state.unwrap_or_else(PoisonError::into_inner).running
+        })
+    }
+}
+
 /// A job that runs, until it is dropped.
 #[must_use]
 pub struct RunningJob(Weak<Shared>);
@@ -36,6 +49,10 @@ impl RestWatch {
             tracing::warn!(%error, "memory is not given back when idle: no thread");
         }
         Self { shared }
+    }
+
+    pub(super) fn job_count(&self) -> JobCount {
+        JobCount(Arc::downgrade(&self.shared))
     }
 
     /// A job runs until the answer is dropped.

@@ -58,9 +58,15 @@ impl StripDecoder {
     }
 
     /// The memory within which a latent `[b, c, h, w]` has to be decoded, where that in one piece would take
-    /// more.
-    pub(super) fn needed(&self, latent: &Array4<f32>) -> Option<u64> {
-        let allowed = self.limit_bytes.or_else(available_memory_bytes)?;
+    /// more. `piece_bytes` is the limit where no flag gives one, beside what is free.
+    pub(super) fn needed(&self, latent: &Array4<f32>, piece_bytes: Option<u64>) -> Option<u64> {
+        let usual = || {
+            piece_bytes
+                .into_iter()
+                .chain(available_memory_bytes())
+                .min()
+        };
+        let allowed = self.limit_bytes.or_else(usual)?;
         (self.whole_bytes(latent) > allowed).then_some(allowed)
     }
 

@@ -180,11 +180,15 @@ impl<'a> Job<'a> {
             .set_job_count(self.params.batch_count as i64 * passes);
         let first = BatchPrompts::new(self.prompts.positive.get(..1).unwrap_or_default());
         // What the job asks of the UNet is announced with its first load.
+        let planned = planned_latent_pixels(self.params, self.route, self.hires.as_ref());
         let mut model = self.load_for(
             self.checkpoint(),
             self.networks(&first),
             token_merging::ratio(self.params).0,
-            planned_latent_pixels(self.params, self.route, self.hires.as_ref()),
+            Work {
+                planned_latent_pixels: planned,
+                ..Work::default()
+            },
         )?;
         refusals::check_family(&self.params.options, model.family)?;
         let init = self.prepare(&model)?;
@@ -204,7 +208,15 @@ impl<'a> Job<'a> {
             }
             let batch = self.batch(index);
             let prompts = self.batch_prompts(&batch, false);
-            model = self.load(self.networks(&prompts))?;
+            model = self.load_for(
+                self.checkpoint(),
+                self.networks(&prompts),
+                token_merging::ratio(self.params).0,
+                Work {
+                    latent_pixels_without_text: self.without_text(index, planned),
+                    ..Work::default()
+                },
+            )?;
             self.tell_networks(&model);
             let (sampled, used) = self.sample(&batch, &prompts, &model, init.as_ref())?;
             label = used;
@@ -227,13 +239,27 @@ impl<'a> Job<'a> {
         self.result(&model, label, images)
     }
 
-    /// Loads the job's checkpoint for the first pass with these networks.
-    pub(super) fn load(&self, networks: &PromptNetworks) -> Result<Arc<Model>, GenerateError> {
-        self.load_named(
-            self.checkpoint(),
-            networks,
-            token_merging::ratio(self.params).0,
-        )
+    /// How much of the work of a job that is `planned` in all follows from a batch on, if no later one and no second pass
+    /// has another text to encode; else 0.
+    fn without_text(&self, index: usize, planned: u64) -> u64 {
+        let (count, size) = (self.params.batch_count, self.params.batch_size);
+        let prompts = &self.prompts;
+        let is_known = |texts: &[String], later: &[String], skipped: usize| {
+            let known: Vec<_> = texts.iter().skip(index * size).take(size).collect();
+            later.iter().skip(skipped).all(|text| known.contains(&text))
+        };
+        let (this, next) = (index * size, (index + 1) * size);
+        let no_other = is_known(&prompts.positive, &prompts.positive, next)
+            && is_known(&prompts.negative, &prompts.negative, next)
+            && is_known(&prompts.positive, &prompts.hires_positive, this)
+            && is_known(&prompts.negative, &prompts.hires_negative, this);
+        let batch = planned / count.max(1) as u64;
+        match (no_other, self.params.options.bool("persistent_cond_cache")) {
+            (false, _) => 0,
+            (true, true) => batch * (count - index) as u64,
+            // The next batch encodes the same text again.
+            (true, false) => batch,
+        }
     }
 
     /// The job's checkpoint.
@@ -248,7 +274,7 @@ impl<'a> Job<'a> {
         networks: &PromptNetworks,
         token_merging_ratio: f64,
     ) -> Result<Arc<Model>, GenerateError> {
-        self.load_for(checkpoint, networks, token_merging_ratio, 0)
+        self.load_for(checkpoint, networks, token_merging_ratio, Work::default())
     }
 
     /// [`Self::load_named`] for so much work.
@@ -257,7 +283,7 @@ impl<'a> Job<'a> {
         checkpoint: &str,
         networks: &PromptNetworks,
         token_merging_ratio: f64,
-        planned_latent_pixels: u64,
+        work: Work,
     ) -> Result<Arc<Model>, GenerateError> {
         self.models
             .load(&ModelRequest {
@@ -273,7 +299,8 @@ impl<'a> Job<'a> {
                 keeps_vae_precision: !self.params.options.bool("auto_vae_precision")
                     && !self.params.options.bool("auto_vae_precision_bfloat16"),
                 networks: networks.clone(),
-                planned_latent_pixels,
+                planned_latent_pixels: work.planned_latent_pixels,
+                latent_pixels_without_text: work.latent_pixels_without_text,
             })
             .map_err(GenerateError::Load)
     }
@@ -864,6 +891,13 @@ impl<'a> Job<'a> {
             comments: self.comments,
         })
     }
+}
+
+/// What a load announces of the work that follows; see the fields of [`ModelRequest`].
+#[derive(Debug, Clone, Copy, Default)]
+struct Work {
+    planned_latent_pixels: u64,
+    latent_pixels_without_text: u64,
 }
 
 /// About how much a job asks of its UNet: latent pixels of all rows (both prompts) of all steps, with a second pass on

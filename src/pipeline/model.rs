@@ -116,6 +116,8 @@ pub struct ModelRequest {
     /// Work that the UNet is about to be asked for and was not announced before: latent pixels of all rows of all
     /// steps. 0: unknown.
     pub planned_latent_pixels: u64,
+    /// Latent pixels of all rows of all steps that come before another text has to be encoded. 0: unknown.
+    pub latent_pixels_without_text: u64,
 }
 
 /// Kinds of networks that a prompt may ask for.
