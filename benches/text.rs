@@ -2,6 +2,7 @@
 //! building an answer.
 
 use std::hint::black_box;
+use std::sync::Arc;
 
 use ancestral::api::{TXT2IMG, generation_answer, read_body};
 use ancestral::conditioning::{EmbeddingIndex, Emphasis, Tokenizer, split_chunks};
@@ -92,7 +93,7 @@ fn result(picture_count: usize) -> GenerationResult {
     });
     let text = write(PROMPT, NEGATIVE, &pairs());
     let image = GeneratedImage {
-        image: DynamicImage::ImageRgb8(picture),
+        image: Arc::new(DynamicImage::ImageRgb8(picture)),
         infotext: Some(text.clone()),
     };
     GenerationResult {
@@ -153,9 +154,9 @@ fn answers(c: &mut Criterion) {
     for count in [1, 4] {
         let result = result(count);
         group.bench_function(format!("answer of {count} 512x512, with PNG"), |b| {
-            b.iter(|| generation_answer(black_box(&result), &body, &options, &options));
+            b.iter(|| generation_answer(black_box(&result), &body, &options, &options, None));
         });
-        let Ok(answer) = generation_answer(&result, &body, &options, &options) else {
+        let Ok(answer) = generation_answer(&result, &body, &options, &options, None) else {
             unreachable!("the pictures can be encoded");
         };
         group.bench_function(format!("answer of {count} as text"), |b| {

@@ -55,7 +55,7 @@ impl Engine for GreyEngine {
             image::Rgb([128; 3]),
         );
         let image = GeneratedImage {
-            image: picture.into(),
+            image: Arc::new(picture.into()),
             infotext: Some(infotext.clone()),
         };
         Ok(GenerationResult {

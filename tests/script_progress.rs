@@ -13,21 +13,23 @@ use ancestral::api::{
 };
 use ancestral::config::Settings;
 use ancestral::jobs::Engine as _;
-use ancestral::pipeline::{Family, GenerationResult, JobControl, NoSaver};
+use ancestral::pipeline::{
+    Family, GeneratedImage, GenerationResult, JobControl, NoSaver, PictureListener,
+};
 use ancestral::sampling::Latent;
 use in_process::{InProcess, picture};
 use serde_json::{Value, json};
 use toy_models::ToyEngine;
 
 /// Remembers what it is told; interrupts or skips at a step of the whole run.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Watcher {
     told: Mutex<Told>,
     interrupt_at: Option<usize>,
     skip_at: Option<usize>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Told {
     counts: Vec<i64>,
     jobs: Vec<String>,
@@ -168,6 +170,38 @@ fn hires_fix_doubles_the_count_once() {
     let told = watcher.told.into_inner().expect("a lock");
     assert_eq!(told.counts, [6]);
     assert_eq!(told.done, 6);
+}
+
+#[test]
+fn every_picture_is_told_of_before_the_next_batch_is_drawn() {
+    /// Steps of the job so far with every picture.
+    #[derive(Debug, Default)]
+    struct Listener {
+        watcher: Watcher,
+        pictures: Mutex<Vec<(usize, GeneratedImage)>>,
+    }
+    impl PictureListener for Listener {
+        fn finished(&self, picture: &GeneratedImage) {
+            let steps = self.watcher.told.lock().expect("a lock").steps;
+            let mut pictures = self.pictures.lock().expect("a lock");
+            pictures.push((steps, picture.clone()));
+        }
+    }
+    let listener = Arc::new(Listener::default());
+    let mut resolved = resolved(false, json!({"batch_size": 2, "n_iter": 2}));
+    resolved.params.listener = Some(Arc::clone(&listener) as _);
+    let result = ToyEngine
+        .generate(&resolved.params, &listener.watcher)
+        .expect("a result");
+    let told = listener.pictures.lock().expect("a lock");
+    let steps: Vec<usize> = told.iter().map(|(steps, _)| *steps).collect();
+    assert_eq!(steps, [2, 2, 4, 4]);
+    let answered = &result.images[result.index_of_first_image..];
+    assert_eq!(answered.len(), told.len());
+    for (answered, (_, told)) in answered.iter().zip(&*told) {
+        assert!(Arc::ptr_eq(&answered.image, &told.image));
+        assert_eq!(answered.infotext, told.infotext);
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use super::early_encoder::{EarlyEncoder, encode_all};
 use super::info::info_text;
 use super::{ApiError, Body};
 use crate::config::Options;
@@ -11,7 +12,8 @@ use crate::imaging::{ImageFormat, encode_jpeg, encode_png, encode_webp};
 use crate::pipeline::{GenerationResult, Picture};
 
 /// The body of the answer. `encoding` are the options as they are outside of the job: A1111 encodes
-/// after it restored overrides, so an overridden `samples_format` does not change the answer.
+/// after it restored overrides, so an overridden `samples_format` does not change the answer. What
+/// `early` has encoded is not encoded again.
 ///
 /// # Errors
 /// `Invalid image format` where the option names none that can be encoded.
@@ -20,9 +22,10 @@ pub fn generation_answer(
     body: &Body,
     job: &Options,
     encoding: &Options,
+    early: Option<&EarlyEncoder>,
 ) -> Result<Value, ApiError> {
     let images = if body.bool("send_images") {
-        encode_images(result, job, encoding)?
+        encode_all(&result.images, job, encoding, early)?
     } else {
         Vec::new()
     };
@@ -31,28 +34,6 @@ pub fn generation_answer(
         "parameters": body.fields(),
         "info": info_text(result, body),
     }))
-}
-
-/// Every picture as base64, with its infotext where pictures carry one.
-///
-/// # Errors
-/// See [`generation_answer`].
-pub(super) fn encode_images(
-    result: &GenerationResult,
-    job: &Options,
-    encoding: &Options,
-) -> Result<Vec<String>, ApiError> {
-    let with_text = job.bool("enable_pnginfo");
-    result
-        .images
-        .iter()
-        .map(|image| {
-            let text = image.infotext.as_deref().filter(|_| with_text);
-            let texts: Vec<(&str, &str)> =
-                text.into_iter().map(|text| ("parameters", text)).collect();
-            encode_picture(&image.image, &texts, encoding)
-        })
-        .collect()
 }
 
 /// One picture in the format of the option `samples_format`, as base64. PNG carries all `texts`, the

@@ -6,6 +6,7 @@
 mod answer;
 mod body;
 mod dynamic_prompts;
+mod early_encoder;
 mod error;
 mod extras;
 mod field;
@@ -26,6 +27,7 @@ mod txt2img;
 pub use answer::{encode_picture, generation_answer, preview_url};
 pub use body::{Body, query_bool, read_body, read_json};
 pub use dynamic_prompts::DynamicPromptsSetting;
+pub use early_encoder::EarlyEncoder;
 pub use error::{ApiError, FieldError};
 pub use extras::{ExtrasRequest, extras_answer, resolve_extras};
 pub use field::{Field, Kind};

@@ -213,6 +213,7 @@ fn common_params(
         save_images: body.bool("save_images"),
         makes_grid: body.bool("save_images"),
         send_images: body.bool("send_images"),
+        listener: None,
         saving: saving(body, context),
         token_merging_overridden: body
             .object("override_settings")

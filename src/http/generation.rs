@@ -11,7 +11,8 @@ use super::job_request::{RequestKind, answer};
 use super::respond::Answer;
 use super::state::preview_options;
 use crate::api::{
-    ApiError, CheckpointNames, DynamicPromptsSetting, ResolveContext, Resolved, generation_answer,
+    ApiError, CheckpointNames, DynamicPromptsSetting, EarlyEncoder, ResolveContext, Resolved,
+    generation_answer,
 };
 use crate::catalogue::{Catalogue, WildcardFolders};
 use crate::config::Options;
@@ -91,6 +92,7 @@ pub(super) fn carry_out(
     {
         tracing::warn!(%error, "override_settings are not kept");
     }
+    let early = EarlyEncoder::of_job(&mut resolved, &server.settings.snapshot());
     let result = match &resolved.script {
         None => server.engine.generate(&resolved.params, board)?,
         Some(script) => server.engine.run_script(script, &resolved.params, board)?,
@@ -108,5 +110,11 @@ pub(super) fn carry_out(
     server.jobs.meter().drawn_with(&result.model_name);
     server.jobs.meter().pictures(result.images.len());
     let encoding = server.settings.snapshot();
-    generation_answer(&result, &resolved.body, &resolved.params.options, &encoding)
+    generation_answer(
+        &result,
+        &resolved.body,
+        &resolved.params.options,
+        &encoding,
+        early.as_deref(),
+    )
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::sampling::Latent;
 
-use super::Family;
+use super::{Family, GeneratedImage};
 
 /// Ends the work in flight; may be called from any thread and at any time.
 pub type Stop = Arc<dyn Fn() + Send + Sync>;
@@ -36,6 +36,12 @@ pub trait JobControl: Send + Sync {
     fn random_seed(&self) -> i64;
     /// When the job began, `YYYYMMDDHHMMSS` in local time.
     fn timestamp(&self) -> String;
+}
+
+/// Learns of a job's pictures before the job is over, so that they can be worked on while the next are drawn.
+pub trait PictureListener: std::fmt::Debug + Send + Sync {
+    /// A picture is as the job will answer it. Told on the job's own thread, which waits: long work belongs elsewhere.
+    fn finished(&self, picture: &GeneratedImage);
 }
 
 /// A job that nobody watches and nobody stops.

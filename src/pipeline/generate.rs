@@ -28,7 +28,7 @@ use super::prompts::{BatchPrompts, JobPrompts};
 use super::saving::save_init_images;
 use super::{
     Cause, GenerateError, GeneratedImage, GenerationParams, GenerationResult, JobControl, Model,
-    ModelProvider, ModelRequest, dynamic_prompts, image_conditioning, latents, refusals,
+    ModelProvider, ModelRequest, Picture, dynamic_prompts, image_conditioning, latents, refusals,
     token_merging,
 };
 
@@ -687,12 +687,9 @@ impl<'a> Job<'a> {
     ) -> Result<(), GenerateError> {
         let infotext = self.write_text(text, index);
         let Some(init) = init else {
-            let image = picture.into();
-            self.save_sample(text, index, &image, &infotext, "")?;
-            images.push(GeneratedImage {
-                image,
-                infotext: Some(infotext),
-            });
+            let image = self.finished(picture.into(), Some(&infotext));
+            self.save_sample(text, index, &image.image, &infotext, "")?;
+            images.push(image);
             return Ok(());
         };
         let corrected = match init.color_reference(offset) {
@@ -712,12 +709,22 @@ impl<'a> Job<'a> {
         };
         let finished = self.lay_over(&corrected, init, offset, latent)?;
         let image = finished.unwrap_or_else(|| corrected.clone()).into();
-        self.save_sample(text, index, &image, &infotext, "")?;
-        images.push(GeneratedImage {
-            image,
-            infotext: Some(infotext.clone()),
-        });
+        let image = self.finished(image, Some(&infotext));
+        self.save_sample(text, index, &image.image, &infotext, "")?;
+        images.push(image);
         self.push_masks((text, index, &infotext), &corrected, init, images)
+    }
+
+    /// A picture as it is answered; whoever listens is told.
+    fn finished(&self, image: Picture, infotext: Option<&str>) -> GeneratedImage {
+        let finished = GeneratedImage {
+            image: Arc::new(image),
+            infotext: infotext.map(str::to_owned),
+        };
+        if let Some(listener) = &self.params.listener {
+            listener.finished(&finished);
+        }
+        finished
     }
 
     /// The original laid over the repainted picture; `None` where nothing is to be laid over.
@@ -782,10 +789,7 @@ impl<'a> Job<'a> {
                 self.save_sample(text, index, &image, infotext, "-mask")?;
             }
             if returns {
-                images.push(GeneratedImage {
-                    image,
-                    infotext: None,
-                });
+                images.push(self.finished(image, None));
             }
         }
         let returns = options.bool("return_mask_composite");
@@ -804,10 +808,7 @@ impl<'a> Job<'a> {
                 self.save_sample(text, index, &image, infotext, "-mask-composite")?;
             }
             if returns {
-                images.push(GeneratedImage {
-                    image,
-                    infotext: None,
-                });
+                images.push(self.finished(image, None));
             }
         }
         Ok(())
@@ -829,14 +830,14 @@ impl<'a> Job<'a> {
             && (images.len() > 1 || !options.bool("grid_only_if_multiple"));
         if makes_grid && !images.is_empty() {
             let pictures: Vec<DynamicImage> =
-                images.iter().map(|image| image.image.clone()).collect();
+                images.iter().map(|image| (*image.image).clone()).collect();
             let rows = GridRows::from_options(
                 options.i64("n_rows"),
                 options.bool("grid_prevent_empty_spots"),
                 params.batch_size,
             );
             let grid = GeneratedImage {
-                image: image_grid(&pictures, rows).into(),
+                image: Arc::new(image_grid(&pictures, rows).into()),
                 infotext: Some(self.write_text(&text, 0)),
             };
             if saves {

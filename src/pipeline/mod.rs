@@ -28,7 +28,7 @@ mod upscalers;
 
 pub use crate::rng::MAX_RANDOM_SEED;
 pub use crate::sampling::{SAMPLERS, SCHEDULERS};
-pub use control::{JobControl, Stop, Unattended};
+pub use control::{JobControl, PictureListener, Stop, Unattended};
 pub use dynamic_prompts::DynamicPrompts;
 pub use error::{GenerateError, OutOfMemory};
 pub use extras::{ExtrasImage, ExtrasParams, ExtrasResult, ExtrasSize, ExtrasStage, extras};

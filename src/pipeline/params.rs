@@ -58,6 +58,8 @@ pub struct GenerationParams {
     /// Whether a grid of the job's pictures may be made.
     pub makes_grid: bool,
     pub send_images: bool,
+    /// Told of the job's pictures while it goes on.
+    pub listener: Option<Arc<dyn super::PictureListener>>,
     /// Where pictures are written, if they are.
     pub saving: super::Saving,
     /// Where the noise comes from.
@@ -179,7 +181,8 @@ impl SoftInpaintingParams {
 /// One finished picture.
 #[derive(Debug, Clone)]
 pub struct GeneratedImage {
-    pub image: Picture,
+    /// Shared with whoever was told of it ([`super::PictureListener`]).
+    pub image: Arc<Picture>,
     /// The `parameters` text; `None` for mask pictures, which carry no text.
     pub infotext: Option<String>,
 }

@@ -285,7 +285,7 @@ impl Job<'_> {
             short: !self.params.options.bool("grid_extended_filename"),
         };
         let folder = &self.params.saving.grids_folder;
-        self.save_as(text, 0, (&grid.image, infotext), folder, saved_as)
+        self.save_as(text, 0, (&*grid.image, infotext), folder, saved_as)
     }
 
     fn save_as(

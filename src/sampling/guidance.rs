@@ -5,11 +5,10 @@
 //! k-diffusion samplers guide the noise-free prediction, timestep samplers the noise; since both
 //! are affine in the network's output this is the same guidance. No shortcut exists for scale 1.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::{
-    Array1, Array2, Array3, Array4, ArrayView3, ArrayView4, Axis, Zip, concatenate, s, stack,
-};
+use ndarray::{Array1, Array2, Array3, Array4, ArrayView3, Axis, Zip, concatenate, s, stack};
 
 use super::plan::{InfotextEntry, InfotextValue, SamplingModel};
 use super::sigma_table::{AlphaOptions, LcmTable, Prediction, SigmaTable, TRAINING_STEPS};
@@ -190,9 +189,40 @@ pub struct GuidedDenoiser<'a> {
     /// Calls made.
     step: usize,
     last_latent: Option<Latent>,
+    /// Of another row than the positive, whose prediction `last_latent` is.
     preview: Option<Latent>,
     unconditional: Option<Latent>,
     notes: Vec<InfotextEntry>,
+    /// What the last call was made of; the next one is mostly made of the same.
+    made: Option<MadeCall>,
+}
+
+/// What the inputs of a call depend on, besides its latent and sigma.
+#[derive(PartialEq)]
+struct CallKey {
+    /// Shape of the walk's latent.
+    shape: (usize, usize, usize, usize),
+    /// Places in the schedules of all parts of all pictures, then of their negative prompts.
+    entries: Vec<usize>,
+    skips_negative: bool,
+    is_edit: bool,
+}
+
+/// The network's inputs with everything that stays the same from call to call.
+struct MadeCall {
+    key: CallKey,
+    /// Weights of every picture's parts.
+    weights: Vec<Vec<f64>>,
+    /// In A1111's batches.
+    batches: Vec<MadeBatch>,
+}
+
+/// One run of the network.
+struct MadeBatch {
+    /// The picture of every row.
+    pictures: Vec<usize>,
+    /// Its timesteps, and the channels of the latent at the front of its sample, are written for every call.
+    input: UnetInput,
 }
 
 /// The conditioning of one call, stacked.
@@ -224,6 +254,7 @@ impl<'a> GuidedDenoiser<'a> {
             preview: None,
             unconditional: None,
             notes: Vec::new(),
+            made: None,
         }
     }
 
@@ -282,6 +313,7 @@ impl<'a> GuidedDenoiser<'a> {
         self.params.refiner = None;
         self.params.model = swapped.model;
         self.params.conditioning = swapped.conditioning;
+        self.made = None;
         self.table = SigmaTable::new(
             &self.params.model.alphas_cumprod,
             self.params.alpha_options,
@@ -317,8 +349,8 @@ impl<'a> GuidedDenoiser<'a> {
         false
     }
 
-    /// Chooses the schedule entries of this call and stacks them.
-    fn call_conditioning(&self, batch: usize) -> Result<CallConditioning, SamplingError> {
+    /// The places of this call's entries in their schedules, as [`CallKey`] has them.
+    fn chosen_entries(&self, batch: usize) -> Result<Vec<usize>, SamplingError> {
         let pictures = &self.params.conditioning.pictures;
         if pictures.len() != batch {
             return Err(SamplingError::Conditioning(format!(
@@ -326,24 +358,42 @@ impl<'a> GuidedDenoiser<'a> {
                 pictures.len()
             )));
         }
-        let mut positive = Vec::new();
-        let mut weights = Vec::with_capacity(batch);
-        for picture in pictures {
-            for part in &picture.positive {
-                positive.push(entry_at(&part.schedule, self.step)?);
-            }
-            weights.push(picture.positive.iter().map(|part| part.weight).collect());
-        }
+        let parts = pictures.iter().flat_map(|picture| &picture.positive);
+        parts
+            .map(|part| &part.schedule)
+            .chain(pictures.iter().map(|picture| &picture.negative))
+            .map(|schedule| entry_at(schedule, self.step))
+            .collect()
+    }
+
+    /// Stacks the chosen entries.
+    fn call_conditioning(&self, entries: &[usize]) -> Result<CallConditioning, SamplingError> {
+        let pictures = &self.params.conditioning.pictures;
+        let mut entries = entries.iter();
+        let mut chosen = |schedule: &'_ [TextCondition]| {
+            entries
+                .next()
+                .and_then(|&entry| schedule.get(entry).cloned())
+        };
+        let positive: Vec<_> = pictures
+            .iter()
+            .flat_map(|picture| &picture.positive)
+            .filter_map(|part| chosen(&part.schedule))
+            .collect();
         let negative: Vec<_> = pictures
             .iter()
-            .map(|picture| entry_at(&picture.negative, self.step))
-            .collect::<Result<_, _>>()?;
+            .filter_map(|picture| chosen(&picture.negative))
+            .collect();
+        let weights = pictures.iter().map(|picture| {
+            let weights = picture.positive.iter().map(|part| part.weight);
+            weights.collect()
+        });
         Ok(CallConditioning {
             positive: stack_contexts(&positive)?,
             positive_vectors: stack_vectors(&positive)?,
             negative: stack_contexts(&negative)?,
             negative_vectors: stack_vectors(&negative)?,
-            weights,
+            weights: weights.collect(),
         })
     }
 
@@ -384,122 +434,158 @@ impl<'a> GuidedDenoiser<'a> {
         Ok(conditioning)
     }
 
-    /// Runs the rows through the UNet in A1111's batches and converts its output.
-    fn predict(
-        &self,
-        x: &Latent,
-        sigma: f32,
-        conditioning: &CallConditioning,
-        image_conditioning: Option<&Latent>,
-        skip_negative: bool,
-    ) -> Result<Latent, SamplingError> {
+    /// Makes the inputs of a call in A1111's batches, all but latent and timestep.
+    fn make(&mut self, key: CallKey) -> Result<MadeCall, SamplingError> {
+        let conditioning = self.call_conditioning(&key.entries)?;
+        let mut conditioning = self.pad(conditioning)?;
+        let (skips_negative, is_edit) = (key.skips_negative, key.is_edit);
+        let mut pictures = Self::call_rows(&conditioning.weights, skips_negative);
+        let image_conditioning = self.params.image_conditioning.as_ref();
+        let mut images = image_conditioning.map(|image| image.select(Axis(0), &pictures));
+        if is_edit {
+            let batch = key.shape.0;
+            pictures.extend(0..batch);
+            conditioning = with_second_negative(&conditioning)?;
+            if let Some(images) = &mut images {
+                let (_, channels, height, width) = images.dim();
+                let zeros = Array4::zeros((batch, channels, height, width));
+                *images =
+                    concatenate(Axis(0), &[images.view(), zeros.view()]).map_err(shape_error)?;
+            }
+        }
+        let make = |rows: Range<usize>,
+                    context: ArrayView3<'_, f32>,
+                    vectors: Option<Array2<f32>>| {
+            let (_, channels, height, width) = key.shape;
+            let image_channels = images.as_ref().map_or(0, |images| images.dim().1);
+            let mut sample = Array4::zeros((rows.len(), channels + image_channels, height, width));
+            if let Some(images) = &images {
+                let images = images.slice(s![rows.clone(), .., .., ..]);
+                let mut place = sample.slice_mut(s![.., channels.., .., ..]);
+                if images.dim() != place.dim() {
+                    return Err(SamplingError::Conditioning(format!(
+                        "an image conditioning of {:?} for latents of {:?}",
+                        images.dim(),
+                        key.shape
+                    )));
+                }
+                place.assign(&images);
+            }
+            if context.dim().0 != rows.len() {
+                return Err(SamplingError::Conditioning(format!(
+                    "{} conditionings for {} rows",
+                    context.dim().0,
+                    rows.len()
+                )));
+            }
+            Ok(MadeBatch {
+                pictures: pictures[rows.clone()].to_vec(),
+                input: UnetInput {
+                    timestep: vec![0.0; rows.len()],
+                    sample,
+                    context: context.to_owned(),
+                    vector: vectors,
+                },
+            })
+        };
         let batch = conditioning.negative.dim().0;
         let positive_count = conditioning.positive.dim().0;
         let same_len = conditioning.positive.dim().1 == conditioning.negative.dim().1;
-        let options = &self.params.options;
-        let mut outputs = Vec::new();
-        let rows = x.dim().0;
-        let call = |range: std::ops::Range<usize>,
-                    context: ArrayView3<'_, f32>,
-                    vectors: Option<Array2<f32>>| {
-            let image = image_conditioning.map(|image| image.slice(s![range.clone(), .., .., ..]));
-            self.unet_rows(
-                x.slice(s![range, .., .., ..]),
-                sigma,
-                image,
-                context.to_owned(),
-                vectors,
-            )
-        };
-        if same_len || skip_negative {
-            let (context, vectors) = if skip_negative {
-                (
-                    conditioning.positive.clone(),
-                    conditioning.positive_vectors.clone(),
-                )
-            } else {
-                joined(conditioning)?
-            };
-            let size = if options.batch_cond_uncond {
-                rows
-            } else {
-                batch
-            };
+        let batch_cond_uncond = self.params.options.batch_cond_uncond;
+        let rows = pictures.len();
+        let mut batches = Vec::new();
+        let mut cut = |size: usize,
+                       rows: usize,
+                       context: &Array3<f32>,
+                       vectors: Option<&Array2<f32>>|
+         -> Result<(), SamplingError> {
             for start in (0..rows).step_by(size.max(1)) {
                 let end = (start + size).min(rows);
-                let vectors = vectors
-                    .as_ref()
-                    .map(|v| v.slice(s![start..end, ..]).to_owned());
-                outputs.push(call(
-                    start..end,
-                    context.slice(s![start..end, .., ..]),
-                    vectors,
-                )?);
+                let last = end.min(context.dim().0);
+                let vectors = vectors.map(|v| v.slice(s![start.min(last)..last, ..]).to_owned());
+                let context = context.slice(s![start.min(last)..last, .., ..]);
+                batches.push(make(start..end, context, vectors)?);
+            }
+            Ok(())
+        };
+        if same_len || skips_negative {
+            let size = if batch_cond_uncond { rows } else { batch };
+            if skips_negative {
+                let vectors = conditioning.positive_vectors.as_ref();
+                cut(size, rows, &conditioning.positive, vectors)?;
+            } else {
+                let (context, vectors) = joined(&conditioning)?;
+                cut(size, rows, &context, vectors.as_ref())?;
             }
         } else {
-            let size = if options.batch_cond_uncond {
-                2 * batch
-            } else {
-                batch
-            };
-            for start in (0..positive_count).step_by(size.max(1)) {
-                let end = (start + size).min(positive_count);
-                let vectors = conditioning
-                    .positive_vectors
-                    .as_ref()
-                    .map(|v| v.slice(s![start..end, ..]).to_owned());
-                let context = conditioning.positive.slice(s![start..end, .., ..]);
-                outputs.push(call(start..end, context, vectors)?);
-            }
-            outputs.push(call(
+            let size = if batch_cond_uncond { 2 * batch } else { batch };
+            let vectors = conditioning.positive_vectors.as_ref();
+            cut(size, positive_count, &conditioning.positive, vectors)?;
+            batches.push(make(
                 positive_count..rows,
                 conditioning.negative.view(),
                 conditioning.negative_vectors.clone(),
             )?);
         }
+        Ok(MadeCall {
+            key,
+            weights: conditioning.weights,
+            batches,
+        })
+    }
+
+    /// Runs the rows through the UNet and converts its output.
+    fn predict(
+        &self,
+        x: &Latent,
+        sigma: f32,
+        made: &mut MadeCall,
+    ) -> Result<Latent, SamplingError> {
+        let mut outputs = Vec::with_capacity(made.batches.len());
+        for batch in &mut made.batches {
+            outputs.push(self.unet_rows(x, sigma, batch)?);
+        }
+        if outputs.len() == 1 {
+            return Ok(outputs.remove(0));
+        }
         let views: Vec<_> = outputs.iter().map(|output| output.view()).collect();
         concatenate(Axis(0), &views).map_err(shape_error)
     }
 
-    /// One UNet call, from rows of the walk's latent to rows of its prediction.
+    /// One UNet call, from the walk's latent to rows of its prediction.
     fn unet_rows(
         &self,
-        x: ArrayView4<'_, f32>,
+        x: &Latent,
         sigma: f32,
-        image: Option<ArrayView4<'_, f32>>,
-        context: Array3<f32>,
-        vector: Option<Array2<f32>>,
+        batch: &mut MadeBatch,
     ) -> Result<Latent, SamplingError> {
         let (scale, timestep) = self.input_scaling(sigma);
-        let scaled = match scale {
-            Some(c_in) => x.mapv(|v| v * c_in),
-            None => x.to_owned(),
-        };
-        let sample = match image {
-            Some(image) => concatenate(Axis(1), &[scaled.view(), image]).map_err(shape_error)?,
-            None => scaled,
-        };
-        let input = UnetInput {
-            timestep: vec![timestep; sample.dim().0],
-            sample,
-            context,
-            vector,
-        };
-        let output = self.params.model.unet.predict(&input).map_err(|cause| {
+        let (_, channels, height, width) = x.dim();
+        let MadeBatch { pictures, input } = batch;
+        input.timestep.fill(timestep);
+        for (mut row, &picture) in input.sample.outer_iter_mut().zip(&*pictures) {
+            let latent = x.index_axis(Axis(0), picture);
+            let place = Zip::from(row.slice_mut(s![..channels, .., ..])).and(latent);
+            match scale {
+                Some(c_in) => place.for_each(|scaled, &v| *scaled = v * c_in),
+                None => place.for_each(|copy, &v| *copy = v),
+            }
+        }
+        let output = self.params.model.unet.predict(input).map_err(|cause| {
             if (self.params.interrupted)() {
                 SamplingError::Interrupted
             } else {
                 SamplingError::Unet(cause)
             }
         })?;
-        if output.dim() != x.dim() {
+        let wanted = (pictures.len(), channels, height, width);
+        if output.dim() != wanted {
             return Err(SamplingError::Conditioning(format!(
-                "the UNet answered {:?} for latents {:?}",
+                "the UNet answered {:?} for latents {wanted:?}",
                 output.dim(),
-                x.dim()
             )));
         }
-        Ok(self.converted(x, sigma, &output))
+        Ok(self.converted(x, pictures, sigma, output))
     }
 
     /// `c_in` and the timestep that the network sees.
@@ -512,31 +598,34 @@ impl<'a> GuidedDenoiser<'a> {
         }
     }
 
-    /// The network's output as the walk's prediction: noise-free latent or noise.
-    fn converted(&self, x: ArrayView4<'_, f32>, sigma: f32, output: &Latent) -> Latent {
+    /// The network's output, one row for each of `pictures`, as the walk's prediction: noise-free latent or noise.
+    fn converted(&self, x: &Latent, pictures: &[usize], sigma: f32, output: Latent) -> Latent {
+        let pictures = pictures.iter().copied();
         let prediction = self.params.model.prediction;
         match (&self.params.space, prediction) {
             (NoiseSpace::Sigma, Prediction::Epsilon) => {
-                affine(x, output, |x, eps| x + eps * -sigma)
+                affine(x, pictures, output, |x, eps| x + eps * -sigma)
             }
             (NoiseSpace::Sigma, Prediction::Velocity) => {
                 let variance = sigma * sigma + 1.0;
                 let c_skip = 1.0 / variance;
                 let c_out = -sigma / variance.sqrt();
-                affine(x, output, |x, v| v * c_out + x * c_skip)
+                affine(x, pictures, output, |x, v| v * c_out + x * c_skip)
             }
             (NoiseSpace::Lcm(table), _) => {
                 let scaled_timestep = table.timestep(sigma) * 10.0;
                 let square = scaled_timestep * scaled_timestep + 0.25;
                 let c_skip = 0.25 / square;
                 let c_out = scaled_timestep / square.sqrt();
-                affine(x, output, |x, eps| c_out * (x + eps * -sigma) + c_skip * x)
+                affine(x, pictures, output, |x, eps| {
+                    c_out * (x + eps * -sigma) + c_skip * x
+                })
             }
-            (NoiseSpace::Timestep, Prediction::Epsilon) => output.clone(),
+            (NoiseSpace::Timestep, Prediction::Epsilon) => output,
             (NoiseSpace::Timestep, Prediction::Velocity) => {
                 let alpha = self.alpha_at(sigma);
                 let (signal, noise) = (alpha.sqrt(), (1.0 - alpha).sqrt());
-                affine(x, output, |x, v| signal * v + noise * x)
+                affine(x, pictures, output, |x, v| signal * v + noise * x)
             }
         }
     }
@@ -554,7 +643,7 @@ impl<'a> GuidedDenoiser<'a> {
         }
         let alpha = self.alpha_at(sigma);
         let (signal, noise) = (alpha.sqrt(), (1.0 - alpha).sqrt());
-        affine(x.view(), &output, |x, eps| (x - noise * eps) / signal)
+        affine(x, 0..x.dim().0, output, |x, eps| (x - noise * eps) / signal)
     }
 
     /// Combines positive and negative rows.
@@ -595,54 +684,55 @@ impl<'a> GuidedDenoiser<'a> {
         combined
     }
 
-    /// The rows of one call: copies of every picture for its parts, then all pictures again.
-    fn call_rows(source: &Latent, weights: &[Vec<f64>], skip_negative: bool) -> Latent {
+    /// The picture of every row of a call: each as often as it has parts, then all pictures again.
+    fn call_rows(weights: &[Vec<f64>], skips_negative: bool) -> Vec<usize> {
         let mut order = Vec::new();
         for (picture, parts) in weights.iter().enumerate() {
             order.extend(std::iter::repeat_n(picture, parts.len()));
         }
-        if !skip_negative {
+        if !skips_negative {
             order.extend(0..weights.len());
         }
-        source.select(Axis(0), &order)
+        order
     }
 
     fn guided(&mut self, x: &Latent, sigma: f32) -> Result<Latent, SamplingError> {
         let batch = x.dim().0;
         let is_edit = self.is_edit();
-        let conditioning = self.call_conditioning(batch)?;
-        if is_edit && conditioning.weights.iter().any(|parts| parts.len() != 1) {
+        let entries = self.chosen_entries(batch)?;
+        let mut pictures = self.params.conditioning.pictures.iter();
+        if is_edit && pictures.any(|picture| picture.positive.len() != 1) {
             return Err(SamplingError::Conditioning(
                 "AND is not supported for InstructPix2Pix checkpoint (unless using Image CFG scale = 1.0)"
                     .to_owned(),
             ));
         }
-        let skip_negative = self.skips_negative(sigma, is_edit);
-        let mut conditioning = self.pad(conditioning)?;
-        let mut rows = Self::call_rows(x, &conditioning.weights, skip_negative);
-        let mut images = self
-            .params
-            .image_conditioning
-            .as_ref()
-            .map(|image| Self::call_rows(image, &conditioning.weights, skip_negative));
-        if is_edit {
-            rows = concatenate(Axis(0), &[rows.view(), x.view()]).map_err(shape_error)?;
-            conditioning = with_second_negative(&conditioning)?;
-            images = match images {
-                Some(images) => {
-                    let zeros =
-                        Array4::zeros((batch, images.dim().1, images.dim().2, images.dim().3));
-                    Some(
-                        concatenate(Axis(0), &[images.view(), zeros.view()])
-                            .map_err(shape_error)?,
-                    )
-                }
-                None => None,
-            };
-        }
-        let mut outputs =
-            self.predict(&rows, sigma, &conditioning, images.as_ref(), skip_negative)?;
-        let first_rows = first_rows(&conditioning.weights);
+        let skips_negative = self.skips_negative(sigma, is_edit);
+        let key = CallKey {
+            shape: x.dim(),
+            entries,
+            skips_negative,
+            is_edit,
+        };
+        let mut made = match self.made.take() {
+            Some(made) if made.key == key => made,
+            _ => self.make(key)?,
+        };
+        let combined = self.guided_by(&mut made, x, sigma);
+        self.made = Some(made);
+        combined
+    }
+
+    fn guided_by(
+        &mut self,
+        made: &mut MadeCall,
+        x: &Latent,
+        sigma: f32,
+    ) -> Result<Latent, SamplingError> {
+        let mut outputs = self.predict(x, sigma, made)?;
+        let (batch, weights) = (x.dim().0, &made.weights);
+        let (skip_negative, is_edit) = (made.key.skips_negative, made.key.is_edit);
+        let first_rows = first_rows(weights);
         let first_positive = outputs.select(Axis(0), &first_rows);
         if skip_negative {
             outputs = concatenate(Axis(0), &[outputs.view(), first_positive.view()])
@@ -659,7 +749,7 @@ impl<'a> GuidedDenoiser<'a> {
             } else {
                 self.params.options.cfg_scale * self.params.scale_multiplier
             };
-            Self::combine(&outputs, &conditioning.weights, scale)
+            Self::combine(&outputs, weights, scale)
         };
         self.remember(x, sigma, first_positive, &negative, &combined);
         self.unconditional = Some(negative);
@@ -675,11 +765,11 @@ impl<'a> GuidedDenoiser<'a> {
         combined: &Latent,
     ) {
         let last_latent = self.noise_free(x, positive, sigma);
-        self.preview = Some(match self.params.preview {
-            Preview::Prompt => last_latent.clone(),
-            Preview::NegativePrompt => self.noise_free(x, negative.clone(), sigma),
-            Preview::Combined => self.noise_free(x, combined.clone(), sigma),
-        });
+        self.preview = match self.params.preview {
+            Preview::Prompt => None,
+            Preview::NegativePrompt => Some(self.noise_free(x, negative.clone(), sigma)),
+            Preview::Combined => Some(self.noise_free(x, combined.clone(), sigma)),
+        };
         self.last_latent = Some(last_latent);
     }
 }
@@ -714,16 +804,23 @@ impl Denoiser for GuidedDenoiser<'_> {
     }
 
     fn preview(&self) -> Option<&Latent> {
-        self.preview.as_ref()
+        self.preview.as_ref().or(self.last_latent.as_ref())
     }
 }
 
-fn affine(x: ArrayView4<'_, f32>, output: &Latent, f: impl Fn(f32, f32) -> f32) -> Latent {
-    let mut result = output.clone();
-    Zip::from(&mut result)
-        .and(x)
-        .for_each(|out, &x| *out = f(x, *out));
-    result
+/// `f(x, output)` of every row of `output` with the row of `x` that `pictures` names.
+fn affine(
+    x: &Latent,
+    pictures: impl IntoIterator<Item = usize>,
+    mut output: Latent,
+    f: impl Fn(f32, f32) -> f32,
+) -> Latent {
+    for (row, picture) in output.outer_iter_mut().zip(pictures) {
+        Zip::from(row)
+            .and(x.index_axis(Axis(0), picture))
+            .for_each(|out, &x| *out = f(x, *out));
+    }
+    output
 }
 
 fn nearest_entry(sigmas: &[f32], sigma: f32) -> usize {
@@ -736,17 +833,17 @@ fn nearest_entry(sigmas: &[f32], sigma: f32) -> usize {
     best
 }
 
-/// The first entry that is still in use at a call counter, else the first of all.
-fn entry_at(schedule: &[TextCondition], step: usize) -> Result<&TextCondition, SamplingError> {
+/// The place of the first entry that is still in use at a call counter, else of the first of all.
+fn entry_at(schedule: &[TextCondition], step: usize) -> Result<usize, SamplingError> {
     schedule
         .iter()
-        .find(|entry| step <= entry.end_at_step)
-        .or(schedule.first())
+        .position(|entry| step <= entry.end_at_step)
+        .or((!schedule.is_empty()).then_some(0))
         .ok_or_else(|| SamplingError::Conditioning("a prompt without any conditioning".to_owned()))
 }
 
 /// Contexts of different lengths are extended by their last row.
-fn stack_contexts(entries: &[&TextCondition]) -> Result<Array3<f32>, SamplingError> {
+fn stack_contexts(entries: &[TextCondition]) -> Result<Array3<f32>, SamplingError> {
     let longest = entries
         .iter()
         .map(|entry| entry.context.nrows())
@@ -763,7 +860,7 @@ fn stack_contexts(entries: &[&TextCondition]) -> Result<Array3<f32>, SamplingErr
     concatenate(Axis(0), &views).map_err(shape_error)
 }
 
-fn stack_vectors(entries: &[&TextCondition]) -> Result<Option<Array2<f32>>, SamplingError> {
+fn stack_vectors(entries: &[TextCondition]) -> Result<Option<Array2<f32>>, SamplingError> {
     let vectors: Option<Vec<_>> = entries
         .iter()
         .map(|entry| entry.vector.as_ref().map(|vector| vector.view()))

@@ -1,5 +1,7 @@
 //! One script's job: what it works with, and how its many generations look like one job from outside.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use image::RgbImage;
@@ -173,7 +175,7 @@ pub(super) fn with_row(
     if images.len() < 2 {
         return Ok(());
     }
-    let pictures: Vec<Picture> = images.iter().map(|it| it.image.clone()).collect();
+    let pictures: Vec<Picture> = images.iter().map(|it| (*it.image).clone()).collect();
     let grid = Picture::from(image_grid(&pictures, GridRows::Fixed(1)));
     save_script_grid(params, result, "grid", &grid, infotext)?;
     if params.options.bool("return_grid") {
@@ -185,7 +187,7 @@ pub(super) fn with_row(
 /// A picture that carries no infotext, as A1111's grids and joined pictures.
 pub(super) fn without_text(image: Picture) -> GeneratedImage {
     GeneratedImage {
-        image,
+        image: Arc::new(image),
         infotext: None,
     }
 }

@@ -77,7 +77,7 @@ impl Script for Loopback {
                     Some(curve.strength(first_strength, final_strength, index + 1, loops));
                 let Some(picture) = picture else { break };
                 if let Some(img2img) = &mut params.img2img {
-                    img2img.init_images = vec![picture.image.clone()];
+                    img2img.init_images = vec![(*picture.image).clone()];
                     img2img.inpainting_fill = 1;
                 }
                 if chains == 1 {

@@ -43,6 +43,11 @@ pub trait Script: Sync {
     /// Whether the script is one of this page.
     fn serves(&self, tab: Tab) -> bool;
 
+    /// Whether pictures of its generations are among those of its answer, as they are.
+    fn answers_generations(&self, _arguments: &Arguments) -> bool {
+        true
+    }
+
     /// Carries out the whole job.
     ///
     /// # Errors

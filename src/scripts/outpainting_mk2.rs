@@ -14,7 +14,7 @@ use crate::rng::Pcg64;
 use super::arguments::raised;
 use super::canvas::{Sides, white_around};
 use super::job::{ScriptJob, infotext_of, repeated, without_text};
-use super::{Script, Tab};
+use super::{Arguments, Script, Tab};
 
 pub(super) struct OutpaintingMk2;
 
@@ -25,6 +25,10 @@ impl Script for OutpaintingMk2 {
 
     fn serves(&self, tab: Tab) -> bool {
         tab == Tab::Img2Img
+    }
+
+    fn answers_generations(&self, _arguments: &Arguments) -> bool {
+        false
     }
 
     fn run(&self, mut job: ScriptJob<'_>) -> Result<GenerationResult, GenerateError> {
@@ -267,7 +271,7 @@ fn with_grid(
     if images.len() < 2 && params.options.bool("grid_only_if_multiple") {
         return Ok(());
     }
-    let pictures: Vec<Picture> = images.iter().map(|it| it.image.clone()).collect();
+    let pictures: Vec<Picture> = images.iter().map(|it| (*it.image).clone()).collect();
     let rows = GridRows::from_options(
         params.options.i64("n_rows"),
         params.options.bool("grid_prevent_empty_spots"),

@@ -23,6 +23,10 @@ impl Script for PoorMansOutpainting {
         tab == Tab::Img2Img
     }
 
+    fn answers_generations(&self, _arguments: &Arguments) -> bool {
+        false
+    }
+
     fn run(&self, mut job: ScriptJob<'_>) -> Result<GenerationResult, GenerateError> {
         let arguments = job.arguments();
         let pixels = arguments.pixels(0)?.clamp(8, 1024);

@@ -113,7 +113,7 @@ fn with_grid(
     parts: &[String],
     margin: u32,
 ) -> Result<GenerationResult, GenerateError> {
-    let pictures: Vec<Picture> = result.images.iter().map(|it| it.image.clone()).collect();
+    let pictures: Vec<Picture> = result.images.iter().map(|it| (*it.image).clone()).collect();
     let Some(first) = pictures.first() else {
         return Ok(result);
     };

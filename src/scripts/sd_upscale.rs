@@ -9,7 +9,7 @@ use crate::pipeline::{
 
 use super::arguments::raised;
 use super::job::{ScriptJob, infotext_of, repeated, without_text};
-use super::{Script, Tab};
+use super::{Arguments, Script, Tab};
 
 pub(super) struct SdUpscale;
 
@@ -23,6 +23,10 @@ impl Script for SdUpscale {
 
     fn serves(&self, tab: Tab) -> bool {
         tab == Tab::Img2Img
+    }
+
+    fn answers_generations(&self, _arguments: &Arguments) -> bool {
+        false
     }
 
     fn run(&self, mut job: ScriptJob<'_>) -> Result<GenerationResult, GenerateError> {

@@ -119,7 +119,7 @@ fn plane_grid(
     with_titles: bool,
     margin: u32,
 ) -> RgbImage {
-    let images: Vec<DynamicImage> = cells.iter().map(|it| it.image.image.clone()).collect();
+    let images: Vec<DynamicImage> = cells.iter().map(|it| (*it.image.image).clone()).collect();
     let grid = image_grid(&images, GridRows::Fixed(rows));
     if !with_titles {
         return grid;

@@ -46,6 +46,10 @@ impl Script for XyzPlot {
         true
     }
 
+    fn answers_generations(&self, arguments: &Arguments) -> bool {
+        arguments.bool(LONE_IMAGES)
+    }
+
     fn run(&self, mut job: ScriptJob<'_>) -> Result<GenerationResult, GenerateError> {
         let no_fixed_seeds = job.arguments().bool(NO_FIXED_SEEDS);
         if !no_fixed_seeds {
