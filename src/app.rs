@@ -20,7 +20,7 @@ use crate::config::{
 };
 use crate::http::{self, CurrentModel, Fetcher, Kept, Server, Throttle};
 use crate::jobs::{Engine, GraphRuns, Jobs, QueueLimits, Ticket};
-use crate::models::{LoadStrategy, Provider, ProviderConfig, RunSharing};
+use crate::models::{LoadStrategy, Provider, ProviderConfig, RunSharing, is_giving_back};
 use crate::pipeline::{
     ExtrasParams, ExtrasResult, GenerateError, GenerationParams, GenerationResult, JobControl,
     ModelProvider as _, ModelRequest, extras, generate,
@@ -210,7 +210,7 @@ pub fn serve(config: Config) -> Result<(), StartError> {
     let app = App::build(config)?;
     let (listener, port) = bind(&app.server.config.server.binding)?;
     let outcome = actix_web::rt::System::new().block_on(run(app, listener, port));
-    if outcome.is_ok() && has_background_load() {
+    if outcome.is_ok() && (has_background_load() || is_giving_back()) {
         exit_at_once(0);
     }
     outcome

@@ -52,7 +52,8 @@ struct State {
     last: Option<(NetworkKey, Arc<BTreeMap<ModelPart, PartChanges>>)>,
     /// The last used last.
     unets: Vec<Session<GraphUnet>>,
-    text: BTreeMap<usize, Session<GraphTextEncoder>>,
+    /// Each with its tower, the last used last.
+    text: Vec<(usize, Session<GraphTextEncoder>)>,
 }
 
 struct Session<N> {
@@ -128,6 +129,15 @@ impl AdaptedSessions {
         })
     }
 
+    /// The UNets that are loaded; none while one is being loaded.
+    pub(super) fn unets(&self) -> Vec<Arc<GraphUnet>> {
+        let state = self.state.try_lock();
+        state.map_or_else(Vec::new, |state| {
+            let unets = state.unets.iter();
+            unets.map(|session| Arc::clone(&session.network)).collect()
+        })
+    }
+
     /// Lets go of the UNets that no job uses; whether there were any.
     pub(super) fn forget_idle_unets(&self) -> bool {
         let mut state = self.state.lock();
@@ -139,12 +149,13 @@ impl AdaptedSessions {
     /// Whether a job uses one of the sessions, or one of them is being made.
     pub(super) fn is_in_use(&self) -> bool {
         self.state.try_lock().is_none_or(|state| {
-            let text = |session: &Session<GraphTextEncoder>| session.network.is_in_use();
+            let text =
+                |(_, session): &(usize, Session<GraphTextEncoder>)| session.network.is_in_use();
             state
                 .unets
                 .iter()
                 .any(|session| session.network.is_in_use())
-                || state.text.values().any(text)
+                || state.text.iter().any(text)
         })
     }
 
@@ -212,18 +223,22 @@ impl AdaptedSessions {
                     });
                 }
                 ModelPart::Text(tower) => {
-                    let fits = |session: &Session<GraphTextEncoder>| {
-                        session.serves(&change.adapted, merged, &HypernetworkKey::new())
+                    let fits = |(of, session): &(usize, Session<GraphTextEncoder>)| {
+                        *of == tower
+                            && session.serves(&change.adapted, merged, &HypernetworkKey::new())
                     };
-                    if !state.text.get(&tower).is_some_and(fits) {
-                        state.text.remove(&tower);
-                        let session = self.load_text(runtime, tower, change, merged.cloned())?;
-                        state.text.insert(tower, session);
-                    }
-                    if let Some(session) = state.text.get(&tower) {
-                        let network = session.network.with_networks(session.values(change));
-                        parts.text.insert(tower, Arc::new(network));
-                    }
+                    let session = if let Some(at) = state.text.iter().position(fits) {
+                        state.text.remove(at).1
+                    } else {
+                        let stays = |(of, session): &(usize, Session<GraphTextEncoder>)| {
+                            *of != tower || session.network.is_in_use()
+                        };
+                        state.text.retain(stays);
+                        self.load_text(runtime, tower, change, merged.cloned())?
+                    };
+                    let network = session.network.with_networks(session.values(change));
+                    parts.text.insert(tower, Arc::new(network));
+                    state.text.push((tower, session));
                 }
             }
         }

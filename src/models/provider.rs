@@ -656,6 +656,7 @@ impl Provider {
             }
         }
         let sessions = main.adapted.as_ref().ok_or(LoadError::NoCheckpoint)?;
+        *main.unet.lock() = None;
         if !self.make_room(loaded, main.unet_bytes, 1) {
             sessions.forget_idle_unets();
         }
@@ -753,8 +754,10 @@ impl Provider {
             (Some(stated), _) => stated,
             (None, Some(unet)) => {
                 let prediction = predicts_velocity(unet)?;
-                // The text towers come first.
-                unet.graph().release();
+                // Where there is room for one of them, the text towers come first.
+                if presence == Presence::InTurn {
+                    unet.graph().release();
+                }
                 prediction
             }
             (None, None) => Prediction::Epsilon,
@@ -1030,7 +1033,8 @@ impl ModelProvider for Provider {
     fn load(&self, request: &ModelRequest) -> Result<Arc<Model>, Cause> {
         let loaded = match self.model(request) {
             Err(LoadError::Runtime(error @ RuntimeError::OutOfMemory { .. })) => {
-                tracing::warn!(%error, "all models are unloaded and the load is tried once more");
+                tracing::warn!(%error, "once no other job runs, all models are unloaded and the load is tried once more");
+                self.rest.wait_for_others();
                 self.unload_all();
                 self.model(request)
             }
@@ -1086,6 +1090,9 @@ fn give_back_work_memory(loaded: &Mutex<Vec<Loaded>>) {
             Part::Checkpoint(checkpoint) => {
                 let unet = checkpoint.unet.lock().clone();
                 if let Some(unet) = unet {
+                    unet.shrink();
+                }
+                for unet in checkpoint.adapted.iter().flat_map(AdaptedSessions::unets) {
                     unet.shrink();
                 }
             }

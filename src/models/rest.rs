@@ -1,7 +1,17 @@
 //! What is done once nobody has asked for anything for a while.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
+
+/// How much of this work is going on in the process.
+static WORKING: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether the work of a rest is going on, in which graphs run: see [`crate::runtime::has_background_load`].
+#[must_use]
+pub fn is_giving_back() -> bool {
+    WORKING.load(Ordering::SeqCst) > 0
+}
 
 /// Counts jobs, and does its work once after the last one, when none has run for a while.
 pub(super) struct RestWatch {
@@ -17,6 +27,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     running: usize,
+    /// Of them, those that wait for the others' memory.
+    waiting: usize,
     /// When the last job ended; `None`: the work is done.
     idle_since: Option<Instant>,
     is_over: bool,
@@ -28,10 +40,7 @@ pub(super) struct JobCount(Weak<Shared>);
 impl JobCount {
     pub(super) fn running(&self) -> usize {
         let shared = self.0.upgrade();
-        shared.map_or(0, |shared| {
-            let state = shared.state.lock();
-            state.unwrap_or_else(PoisonError::into_inner).running
-        })
+        shared.map_or(0, |shared| shared.lock().running)
     }
 }
 
@@ -53,6 +62,21 @@ impl RestWatch {
 
     pub(super) fn job_count(&self) -> JobCount {
         JobCount(Arc::downgrade(&self.shared))
+    }
+
+    /// Waits until every other job has ended or waits here too; one after the other goes on then.
+    pub(super) fn wait_for_others(&self) {
+        let mut state = self.shared.lock();
+        state.waiting += 1;
+        self.shared.changed.notify_all();
+        while state.running > state.waiting {
+            state = self
+                .shared
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        state.waiting -= 1;
     }
 
     /// A job runs until the answer is dropped.
@@ -80,13 +104,17 @@ impl Drop for RunningJob {
 }
 
 impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn change(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.lock());
         self.changed.notify_all();
     }
 
     fn watch(&self, after: Duration, work: &dyn Fn()) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         while !state.is_over {
             let left = match state.idle_since {
                 Some(since) if state.running == 0 => after.saturating_sub(since.elapsed()),
@@ -101,8 +129,10 @@ impl Shared {
             if left.is_zero() {
                 state.idle_since = None;
                 drop(state);
+                WORKING.fetch_add(1, Ordering::SeqCst);
                 work();
-                state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                WORKING.fetch_sub(1, Ordering::SeqCst);
+                state = self.lock();
             } else {
                 state = self
                     .changed
@@ -134,5 +164,46 @@ mod tests {
         seen.recv_timeout(Duration::from_mins(1)).unwrap();
         drop(watch);
         assert!(seen.recv().is_err(), "its thread ends with it");
+    }
+
+    #[test]
+    fn those_who_wait_for_the_others_go_on_one_by_one() {
+        let watch = Arc::new(RestWatch::start(Duration::from_mins(1), || ()));
+        let (told, seen) = channel();
+        let drawing = watch.job();
+        let waiting: Vec<_> = (0..2)
+            .map(|_| {
+                let (watch, told) = (Arc::clone(&watch), told.clone());
+                let job = watch.job();
+                let (go_on, may_end) = channel::<()>();
+                let thread = std::thread::spawn(move || {
+                    watch.wait_for_others();
+                    told.send(()).unwrap();
+                    may_end.recv().unwrap();
+                    drop(job);
+                });
+                (thread, go_on)
+            })
+            .collect();
+        while watch.shared.lock().waiting < 2 {
+            std::thread::yield_now();
+        }
+        assert!(seen.try_recv().is_err(), "another job draws");
+        drop(drawing);
+        seen.recv_timeout(Duration::from_mins(1)).unwrap();
+        assert_eq!(
+            watch.shared.lock().waiting,
+            1,
+            "the other waits for the first"
+        );
+        assert!(seen.try_recv().is_err());
+        for (_, go_on) in &waiting {
+            go_on.send(()).unwrap();
+        }
+        seen.recv_timeout(Duration::from_mins(1)).unwrap();
+        for (thread, _) in waiting {
+            thread.join().unwrap();
+        }
+        watch.wait_for_others();
     }
 }

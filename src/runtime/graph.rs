@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -99,6 +100,8 @@ pub struct Graph {
     inputs: HashMap<String, Port>,
     outputs: HashMap<String, Port>,
     time: RunTime,
+    /// Nothing was computed since its arena was given back.
+    is_shrunk: AtomicBool,
     /// How its session becomes a faster one, where it was loaded quickly.
     pub(super) upgrade: Option<Upgrade>,
 }
@@ -247,6 +250,7 @@ impl Graph {
             inputs,
             outputs,
             time: runtime.times.of(name),
+            is_shrunk: AtomicBool::new(false),
             upgrade: None,
         })
     }
@@ -280,6 +284,7 @@ impl Graph {
             inputs: ports(inputs),
             outputs: ports(outputs),
             time: runtime.times.of(name),
+            is_shrunk: AtomicBool::new(false),
             upgrade: None,
         }
     }
@@ -305,11 +310,13 @@ impl Graph {
     }
 
     /// Runs go to the session of `other`, a graph of the same inputs and outputs, from now on; the one in flight ends
-    /// first.
-    pub(super) fn take_over(&self, other: Self) {
+    /// first. `taken` is called before the next can begin.
+    pub(super) fn take_over(&self, other: Self, taken: impl FnOnce()) {
         let mut theirs = other.session.lock().unwrap_or_else(PoisonError::into_inner);
         let mut ours = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::swap(&mut *ours, &mut *theirs);
+        self.is_shrunk.store(false, Ordering::SeqCst);
+        taken();
         drop(ours);
         drop(theirs);
         drop(other);
@@ -423,6 +430,7 @@ impl Graph {
         // All outputs are fetched: the runtime computes every one anyway, and a selection would take
         // the options out of reach of the thread that terminates the call.
         let begin = Instant::now();
+        self.is_shrunk.store(false, Ordering::SeqCst);
         let outcome = match binding {
             Some(binding) => binding
                 .bind(&converted, wanted)
@@ -443,6 +451,7 @@ impl Graph {
                 failed(error)
             }
         })?;
+        self.is_shrunk.store(shrinks_arena, Ordering::SeqCst);
         let taken = wanted
             .iter()
             .map(|name| {
@@ -463,7 +472,7 @@ impl Graph {
     /// # Errors
     /// As [`Self::run`]; the graph may not take such inputs.
     pub fn shrink(&self, free: usize) -> Result<(), RuntimeError> {
-        if !self.is_loaded() {
+        if self.is_shrunk.load(Ordering::SeqCst) || !self.is_loaded() {
             return Ok(());
         }
         let zeros = |port: &Port| {

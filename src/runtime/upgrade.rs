@@ -122,7 +122,11 @@ impl Graph {
             };
             match built {
                 Ok(faster) => {
-                    graph.take_over(faster);
+                    graph.take_over(faster, || {
+                        if let Some(upgrade) = &graph.upgrade {
+                            upgrade.is_over.store(true, Ordering::SeqCst);
+                        }
+                    });
                     give_back_free_memory();
                     tracing::info!(
                         graph = graph.name(),
@@ -142,6 +146,7 @@ impl Graph {
         let thread = std::thread::Builder::new().name("upgrade".to_owned());
         if let Err(error) = thread.spawn(work) {
             tracing::warn!(%error, "no thread for the session for fast runs");
+            upgrade.is_over.store(true, Ordering::SeqCst);
         }
     }
 }

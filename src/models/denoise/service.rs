@@ -449,6 +449,7 @@ impl<B: Backend> Shared<B> {
         };
         let begun = Instant::now();
         let setting = &calls[0].form.setting;
+        let computed_by = setting.shape();
         let answer = match inputs.as_slice() {
             [input] => self.guarded(input, setting, &run),
             inputs => joined(inputs)
@@ -460,7 +461,7 @@ impl<B: Backend> Shared<B> {
         let told = if calls.len() == 1 {
             state.answer_alone(wanted, answer)
         } else {
-            state.answer_shared(&calls, wanted, answer)
+            state.answer_shared(&calls, wanted, answer, computed_by)
         };
         drop(state);
         for (answer, value) in told {
@@ -556,14 +557,20 @@ impl<B: Backend> State<B> {
         calls: &[Call<Form<B::Setting>>],
         wanted: Vec<Call<Form<B::Setting>>>,
         answer: Answer,
+        computed_by: u64,
     ) -> Vec<(Sender<Answer>, Answer)> {
         if wanted.is_empty() {
             return Vec::new();
         }
         let form = &calls[0].form;
+        if form.setting.shape() != computed_by {
+            // Another session took over meanwhile: what is known of this one does not hold for the run.
+            self.desk.return_for_runs_alone(wanted);
+            return Vec::new();
+        }
         let rows: Vec<usize> = calls.iter().map(|call| call.rows).collect();
         let row_count: usize = rows.iter().sum();
-        let composition = (form.shape, form.setting.shape(), rows);
+        let composition = (form.shape, computed_by, rows);
         let latent_pixels = row_count * form.shape.latent_pixels();
         let parts = answer
             .and_then(|rows| split(&rows, calls).ok_or_else(|| "rows are missing".into()))
