@@ -185,16 +185,19 @@ def main() -> int:
     parser.add_argument("--binary", type=Path, default=Path("target/release/ancestral"))
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--ours-only", action="store_true")
-    parser.add_argument("flags", nargs="*", help="flags of the server, after --")
+    parser.epilog = "What stands after -- goes to the server as flags."
     parser.add_argument("--torch-only", type=float, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    # Python's versions differ in how positional arguments and -- go together.
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    arguments = parser.parse_args(words[:end])
     if arguments.torch_only:
         run_torch(arguments.checkpoint, arguments.size, arguments.torch_only)
         return 0
     if not arguments.binary.exists() or not shutil.which(arguments.binary):
         print(f"{arguments.binary} is missing: cargo build --release", file=sys.stderr)
         return 1
-    binary, flags = arguments.binary.resolve(), arguments.flags
+    binary, flags = arguments.binary.resolve(), words[end + 1 :]
     ours = measure_server(binary, arguments.checkpoint.resolve(), arguments.size, flags)
     print("ancestral", {key: round(value, 2) for key, value in ours.items()}, flush=True)
     if arguments.ours_only:
