@@ -20,7 +20,7 @@ use crate::config::{
 };
 use crate::http::{self, CurrentModel, Fetcher, Kept, Server, Throttle};
 use crate::jobs::{Engine, GraphRuns, Jobs, QueueLimits, Ticket};
-use crate::models::{LoadStrategy, Provider, ProviderConfig, RunSharing, is_giving_back};
+use crate::models::{LoadStrategy, Provider, ProviderConfig, RunSharing};
 use crate::pipeline::{
     ExtrasParams, ExtrasResult, GenerateError, GenerationParams, GenerationResult, JobControl,
     ModelProvider as _, ModelRequest, extras, generate,
@@ -28,7 +28,7 @@ use crate::pipeline::{
 use crate::prompt::parse_styles_csv;
 use crate::runtime::{
     ConvSearch, ExecutionProvider, LibrarySearch, Runtime, RuntimeError, RuntimeOptions,
-    exit_at_once, find_library, has_background_load, total_memory_bytes,
+    exit_at_once, find_library, has_background_work, total_memory_bytes,
 };
 use crate::saving::{FileSaver, NameRules};
 use crate::scripts::{ScriptCall, run_script};
@@ -210,7 +210,7 @@ pub fn serve(config: Config) -> Result<(), StartError> {
     let app = App::build(config)?;
     let (listener, port) = bind(&app.server.config.server.binding)?;
     let outcome = actix_web::rt::System::new().block_on(run(app, listener, port));
-    if outcome.is_ok() && (has_background_load() || is_giving_back()) {
+    if outcome.is_ok() && has_background_work() {
         exit_at_once(0);
     }
     outcome

@@ -33,6 +33,6 @@ pub use faces::{DetectedFace, FaceRestorers, detected_faces, find_faces};
 pub use load_strategy::LoadStrategy;
 pub use networks::{GraphTextEncoder, GraphUnet, GraphVae, NetworkError, RunSharing};
 pub use provider::{Provider, ProviderConfig};
-pub use rest::{RunningJob, is_giving_back};
+pub use rest::RunningJob;
 pub use safety::GraphSafetyChecker;
 pub use upscalers::{GraphUpscaler, UpscalerNetworks};

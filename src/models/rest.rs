@@ -1,17 +1,9 @@
 //! What is done once nobody has asked for anything for a while.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// How much of this work is going on in the process.
-static WORKING: AtomicUsize = AtomicUsize::new(0);
-
-/// Whether the work of a rest is going on, in which graphs run: see [`crate::runtime::has_background_load`].
-#[must_use]
-pub fn is_giving_back() -> bool {
-    WORKING.load(Ordering::SeqCst) > 0
-}
+use crate::runtime::BackgroundWork;
 
 /// Counts jobs, and does its work once after the last one, when none has run for a while.
 pub(super) struct RestWatch {
@@ -129,9 +121,9 @@ impl Shared {
             if left.is_zero() {
                 state.idle_since = None;
                 drop(state);
-                WORKING.fetch_add(1, Ordering::SeqCst);
+                let begun = BackgroundWork::begin();
                 work();
-                WORKING.fetch_sub(1, Ordering::SeqCst);
+                drop(begun);
                 state = self.lock();
             } else {
                 state = self

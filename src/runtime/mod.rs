@@ -21,7 +21,7 @@ pub use library::{LibrarySearch, Runtime, RuntimeOptions, find_library};
 pub use memory::{available_memory_bytes, exit_at_once, give_back_free_memory, total_memory_bytes};
 pub use providers::{ConvSearch, ExecutionProvider};
 pub use run_times::GraphTime;
-pub use upgrade::has_background_load;
+pub use upgrade::{BackgroundWork, has_background_work};
 
 /// Why the runtime could not be loaded or a graph could not be run.
 #[derive(Debug, thiserror::Error)]

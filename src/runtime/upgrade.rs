@@ -11,29 +11,32 @@ use super::{Graph, RuntimeError, give_back_free_memory};
 /// Loads the same graph with [`LoadEffort::Background`](super::LoadEffort::Background).
 type Build = dyn Fn(&LoadStop) -> Result<Graph, RuntimeError> + Send + Sync;
 
-/// Threads that build sessions in the background.
-static BUILDING: AtomicUsize = AtomicUsize::new(0);
+/// Threads that use the library beside the jobs.
+static AT_WORK: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether a session is being built in the background, also for a graph that has gone: the runtime looks only now and
-/// then whether a load was stopped. A process that ends meanwhile should do so at once
-/// ([`exit_at_once`](super::exit_at_once)): the library would be torn down under that thread.
+/// Whether the library is used beside the jobs: a session is being built, also for a graph that has gone (the runtime
+/// looks only now and then whether a load was stopped), or memory is given back. A process that ends meanwhile should do
+/// so at once ([`exit_at_once`](super::exit_at_once)): the library would be torn down under that thread.
 #[must_use]
-pub fn has_background_load() -> bool {
-    BUILDING.load(Ordering::SeqCst) > 0
+pub fn has_background_work() -> bool {
+    AT_WORK.load(Ordering::SeqCst) > 0
 }
 
-struct Building;
+/// Use of the library beside the jobs, until it is dropped.
+pub struct BackgroundWork(());
 
-impl Building {
-    fn begin() -> Self {
-        BUILDING.fetch_add(1, Ordering::SeqCst);
-        Self
+impl BackgroundWork {
+    /// It begins.
+    #[must_use]
+    pub fn begin() -> Self {
+        AT_WORK.fetch_add(1, Ordering::SeqCst);
+        Self(())
     }
 }
 
-impl Drop for Building {
+impl Drop for BackgroundWork {
     fn drop(&mut self) {
-        BUILDING.fetch_sub(1, Ordering::SeqCst);
+        AT_WORK.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -112,21 +115,22 @@ impl Graph {
         let (build, stop) = (Arc::clone(&upgrade.build), Arc::clone(&upgrade.stop));
         let graph = Arc::downgrade(self);
         let begin = Instant::now();
-        let building = Building::begin();
+        let begun = BackgroundWork::begin();
         let work = move || {
-            let _building = building;
+            let _begun = begun;
             let built = build(&stop);
             // Whoever had the graph may have let go of it meanwhile.
             let Some(graph) = graph.upgrade() else {
                 return;
             };
+            let is_over = || {
+                if let Some(upgrade) = &graph.upgrade {
+                    upgrade.is_over.store(true, Ordering::SeqCst);
+                }
+            };
             match built {
                 Ok(faster) => {
-                    graph.take_over(faster, || {
-                        if let Some(upgrade) = &graph.upgrade {
-                            upgrade.is_over.store(true, Ordering::SeqCst);
-                        }
-                    });
+                    graph.take_over(faster, is_over);
                     give_back_free_memory();
                     tracing::info!(
                         graph = graph.name(),
@@ -134,13 +138,14 @@ impl Graph {
                         "the session for fast runs has taken the place of the one for a quick load"
                     );
                 }
-                Err(error) if stop.is_stopped() => tracing::debug!(%error, "stopped"),
                 Err(error) => {
-                    tracing::warn!(%error, "the session for fast runs could not be made");
+                    if stop.is_stopped() {
+                        tracing::debug!(%error, "stopped");
+                    } else {
+                        tracing::warn!(%error, "the session for fast runs could not be made");
+                    }
+                    is_over();
                 }
-            }
-            if let Some(upgrade) = &graph.upgrade {
-                upgrade.is_over.store(true, Ordering::SeqCst);
             }
         };
         let thread = std::thread::Builder::new().name("upgrade".to_owned());
@@ -245,7 +250,7 @@ mod tests {
         graph.upgrade();
         begun.recv_timeout(LONGEST).unwrap();
         drop(graph);
-        assert!(has_background_load());
+        assert!(has_background_work());
         assert!(stopped.recv_timeout(LONGEST).unwrap());
         may_end.send(()).unwrap();
     }
