@@ -155,6 +155,12 @@ def check_side_effects(base: str, data: Path) -> dict[str, str | None]:
     return run_client("side_effects", command)
 
 
+def check_exports(base: str, data: Path, server: Path) -> dict[str, str | None]:
+    """What `ancestral export` writes, run by plain onnxruntime."""
+    command = [sys.executable, str(HERE / "clients" / "plain_onnxruntime.py"), "--base", base, "--data", str(data)]
+    return run_client("exports", [*command, "--server", str(server)])
+
+
 def check_server_control(server: Path, data: Path) -> dict[str, str | None]:
     """The three routes that end the process, each on a server of its own."""
     outcome = {}
@@ -205,6 +211,8 @@ def check_everything(server: Path, work: Path, only: list[str] | None) -> dict[s
                 outcome |= timed("traces", lambda: run_traces(base))
             if only is None or "side_effects" in only:
                 outcome |= timed("side_effects", lambda: check_side_effects(base, data))
+            if only is None or "exports" in only:
+                outcome |= timed("exports", lambda: check_exports(base, data, server))
             if only is None or "openapi" in only:
                 outcome |= timed("openapi", lambda: run_openapi_fuzz(base))
         with running(server, data, "--api-auth", LOGIN) as base:
@@ -227,7 +235,7 @@ def timed(name: str, checks: Callable[[], dict[str, str | None]]) -> dict[str, s
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--server", type=Path, required=True, help="the built binary")
-    parser.add_argument("--only", nargs="+", help="names of clients, or of traces, openapi, side_effects, control; the ledger is not judged then")
+    parser.add_argument("--only", nargs="+", help="names of clients, or of traces, openapi, side_effects, exports, control; the ledger is not judged then")
     given = parser.parse_args()
     server = given.server.resolve()
     if not server.is_file():

@@ -688,9 +688,21 @@ fn expand(pattern: &Path) -> Vec<PathBuf> {
 pub fn export(checkpoint: &Path, folder: &Path, config: &Config) -> anyhow::Result<()> {
     // Only checkpoints that do not say what they predict need a run of their UNet.
     let runtime = runtime(config).ok();
-    let towers = [config.folders.models.clone()];
+    let towers = tower_folders(checkpoint, config);
     crate::models::export(runtime.as_ref(), checkpoint, folder, &towers)?;
     Ok(())
+}
+
+/// Where the configurations of a checkpoint's text towers may lie: the `models` folder that it is in, and that of the
+/// data folder.
+fn tower_folders(checkpoint: &Path, config: &Config) -> Vec<PathBuf> {
+    let path = std::path::absolute(checkpoint).unwrap_or_default();
+    let around = path.ancestors().skip(1);
+    around
+        .filter(|folder| folder.ends_with("models"))
+        .map(Path::to_path_buf)
+        .chain([config.folders.models.clone()])
+        .collect()
 }
 
 /// `ancestral inspect FILE`: prints what the file (or a folder of ONNX graphs) is and what it lacks.
@@ -698,7 +710,7 @@ pub fn export(checkpoint: &Path, folder: &Path, config: &Config) -> anyhow::Resu
 /// # Errors
 /// When it cannot be read or is no checkpoint; the message says what it is instead.
 pub fn inspect(file: &Path, config: &Config) -> anyhow::Result<()> {
-    let towers = [config.folders.models.clone()];
+    let towers = tower_folders(file, config);
     std::io::stdout().write_all(crate::models::describe(file, &towers)?.as_bytes())?;
     Ok(())
 }

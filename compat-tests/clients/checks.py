@@ -51,12 +51,13 @@ def mask(size: tuple[int, int] = (64, 64)) -> Image.Image:
 
 
 def arguments() -> argparse.Namespace:
-    """`base`, the server's address; `login`, user and password where it asks for them; `package` and `data`, see below."""
+    """`base`, the server's address; `login`, user and password where it asks for them; the rest see below."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--base", default="http://127.0.0.1:7860")
     parser.add_argument("--login", help="user:password; runs the checks of a server with --api-auth")
     parser.add_argument("--package", type=Path, help="where the files of a package lie that is not installed")
     parser.add_argument("--data", type=Path, help="the server's data folder")
+    parser.add_argument("--server", type=Path, help="the built binary")
     given = parser.parse_args()
     given.base = given.base.rstrip("/")
     given.login = tuple(given.login.split(":", 1)) if given.login else None
