@@ -1,14 +1,15 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "numpy==2.4.6",
-#     "torch==2.15.0",
+#     "numpy==2.3.5",
+#     "torch==2.9.1",
 # ]
 # ///
 """Writes tests/golden/pickles: small files that torch saved, hostile ones, and what is in them.
 
-`pickles.json` lists for each file its tensors (element type, shape, values) or a part of the
-sentence with which it must be refused. Nothing here depends on a seed or the clock.
+`pickles.json` lists for each file its tensors (element type, shape, values; or the file that has the
+same), or a part of the sentence with which it must be refused. Nothing here depends on a seed or the
+clock; in the older format torch names storages by their addresses, which differ from run to run.
 """
 
 import argparse
@@ -18,9 +19,10 @@ import os
 import pickle
 import sys
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 STAMP = (1980, 1, 1, 0, 0, 0)
@@ -64,8 +66,8 @@ def listed(parts: dict[str, torch.Tensor]) -> dict[str, object]:
     return entries
 
 
-def save(value: object, path: Path, *, zipped: bool = True) -> None:
-    torch.save(value, path, _use_new_zipfile_serialization=zipped)
+def save(value: object, path: Path, *, zipped: bool = True, protocol: int = 2) -> None:
+    torch.save(value, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
 
 
 def repack(source: Path, target: Path) -> None:
@@ -103,7 +105,8 @@ class Trainer:
         self.best = 0.5
 
 
-def with_trainer(parts: dict[str, torch.Tensor]) -> object:
+def name_trainer() -> None:
+    """Has `Trainer` pickled under the name of Lightning's class."""
     module = type(sys)("pytorch_lightning.callbacks.model_checkpoint")
     Trainer.__module__ = module.__name__
     Trainer.__qualname__ = Trainer.__name__ = "ModelCheckpoint"
@@ -111,6 +114,9 @@ def with_trainer(parts: dict[str, torch.Tensor]) -> object:
     sys.modules["pytorch_lightning"] = type(sys)("pytorch_lightning")
     sys.modules["pytorch_lightning.callbacks"] = type(sys)("pytorch_lightning.callbacks")
     sys.modules[module.__name__] = module
+
+
+def with_trainer(parts: dict[str, torch.Tensor]) -> object:
     return {
         "epoch": 3,
         "global_step": 470000,
@@ -119,8 +125,75 @@ def with_trainer(parts: dict[str, torch.Tensor]) -> object:
     }
 
 
+def half_weights() -> OrderedDict[str, torch.Tensor]:
+    """A state dictionary in half precision whose tensors share storages, as fine-tuned checkpoints have them."""
+    base = torch.arange(24, dtype=torch.float32).reshape(4, 6) / 16 - 0.5
+    weights: OrderedDict[str, torch.Tensor] = OrderedDict()
+    for name, dtype in (("f16", torch.float16), ("bf16", torch.bfloat16)):
+        whole = base.to(dtype)
+        # Three projections that were split from one matrix, and the matrix.
+        for part, rows in zip("qkv", whole.split([1, 1, 2])):
+            weights[f"{name}.to_{part}.weight"] = rows
+        weights[f"{name}.whole"] = whole
+        weights[f"{name}.transposed"] = whole.t()
+        weights[f"{name}.every_second"] = whole[1:, ::2]
+        weights[f"{name}.column"] = whole[:, 3]
+        weights[f"{name}.parameter"] = torch.nn.Parameter(whole.clone())
+        tied = torch.nn.Parameter(whole[2].clone(), requires_grad=False)
+        weights[f"{name}.tied"] = weights[f"{name}.tied_again"] = tied
+        told = torch.nn.Parameter(whole[0, :2].clone())
+        told.note = "an attribute of the parameter"
+        weights[f"{name}.with_attribute"] = told
+        # One element a row, repeated by a stride of 0.
+        weights[f"{name}.expanded"] = whole[:, :1].expand(4, 5)
+    weights["position_ids"] = torch.arange(5).expand((1, -1))
+    weights._metadata = OrderedDict({"": {"version": 1}})
+    return weights
+
+
+def training_state(weights: dict[str, torch.Tensor]) -> dict[str, object]:
+    """What PyTorch Lightning saves in the middle of a training: the weights and much beside them."""
+    moments = defaultdict(dict)
+    moments[0] = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2, dtype=torch.float16)}
+    return {
+        "epoch": np.int64(7),
+        "global_step": 840000,
+        "pytorch-lightning_version": "1.4.2",
+        "state_dict": weights,
+        "callbacks": {
+            Trainer: {
+                "monitor": "val/loss_simple_ema",
+                "best_model_score": torch.tensor(0.25),
+                "best_model_path": "",
+                "current_score": np.float64(0.375),
+                "kth_best_model": np.str_("last"),
+                "history": np.arange(3, dtype=np.float32),
+                "best_k": {"a.ckpt": np.float32(0.5)},
+            },
+            Trainer(): None,
+        },
+        "optimizer_states": [
+            {"state": moments, "param_groups": [{"lr": np.float64(1e-4), "betas": (0.9, 0.999), "params": [0]}]}
+        ],
+        "lr_schedulers": [{"base_lrs": [1e-4], "last_epoch": 7, "_get_lr_called_within_step": False}],
+        "hparams_name": "kwargs",
+        "hyper_parameters": {"timesteps": 1000, "linear_start": 0.00085, "big": 2**80, "none": None, "keys": {1, 2}},
+        "size": torch.Size([4, 6]),
+        "dtype": torch.bfloat16,
+        "device": torch.device("cpu"),
+    }
+
+
+def with_old_numpy(source: Path, target: Path) -> None:
+    """The same file as numpy 1 would have it: the module that its pickles name got an underscore in numpy 2."""
+    saved = source.read_bytes()
+    assert b"cnumpy._core.multiarray\n" in saved
+    target.write_bytes(saved.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+
+
 def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    name_trainer()
     parts = tensors()
     whole = listed(parts)
     good: dict[str, object] = {}
@@ -129,6 +202,16 @@ def write(folder: Path) -> None:
     repack(folder / "zip.pt", folder / "deflated.pt")
     for name in ("zip.pt", "sequence.pt", "deflated.pt"):
         good[name] = whole
+    halves = half_weights()
+    state = training_state(halves)
+    save(state, folder / "training.ckpt")
+    save(state, folder / "training_sequence.ckpt", zipped=False)
+    with_old_numpy(folder / "training_sequence.ckpt", folder / "training_old_numpy.ckpt")
+    save(state, folder / "training_protocol_5.ckpt", protocol=5)
+    save(state, folder / "training_sequence_protocol_4.ckpt", zipped=False, protocol=4)
+    good["training.ckpt"] = listed(halves)
+    for name in ("sequence", "old_numpy", "protocol_5", "sequence_protocol_4"):
+        good[f"training_{name}.ckpt"] = "training.ckpt"
     few = {"a.weight": torch.tensor([[1.0, 2.0]]), "a.bias": torch.tensor([3.0]).half()}
     save(with_trainer(few), folder / "trainer.ckpt")
     save({"params_ema": few, "params": {"a.weight": torch.zeros(1)}}, folder / "wrapped.pth")

@@ -7,6 +7,8 @@ mod golden_models;
 mod onnx_runtime;
 #[path = "support/stuck_models.rs"]
 mod stuck_models;
+#[path = "support/torch_file.rs"]
+mod torch_file;
 #[path = "support/toy_models.rs"]
 mod toy_models;
 
@@ -22,7 +24,7 @@ use actix_web::http::StatusCode;
 use actix_web::middleware::from_fn;
 use actix_web::test::{TestRequest, call_service, init_service};
 use ancestral::app::App;
-use ancestral::catalogue::{Catalogue, CatalogueConfig};
+use ancestral::catalogue::{Catalogue, CatalogueConfig, TensorFile};
 use ancestral::config::Config;
 use ancestral::http;
 use ancestral::imaging::{Filter, resize_rgb};
@@ -31,6 +33,7 @@ use base64::Engine as _;
 use image::RgbImage;
 use serde_json::{Value, json};
 use stuck_models::StuckEngine;
+use torch_file::{TorchFormat, torch_file};
 
 /// A server over a data folder with the golden models; `tiny-sd2-v` is its checkpoint.
 struct Studio {
@@ -828,6 +831,42 @@ async fn an_instruct_pix2pix_checkpoint_sees_the_picture_it_edits() {
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
     let sentence = answer["errors"].as_str().unwrap_or_default();
     assert!(sentence.contains("edits pictures: use img2img"), "{answer}");
+}
+
+/// A checkpoint as `torch.save` writes it, in either of its formats, draws what the same weights draw as safetensors.
+#[actix_web::test]
+async fn a_ckpt_draws_what_its_safetensors_twin_draws() {
+    let studio = Studio::shared();
+    let folder = studio.data.path().join("models/Stable-diffusion");
+    let twin = TensorFile::open(&folder.join("tiny-sd1.safetensors")).expect("a checkpoint");
+    for (name, format) in [
+        ("archive", TorchFormat::Archive),
+        ("sequence", TorchFormat::Sequence),
+    ] {
+        let file = folder.join(format!("{name}.ckpt"));
+        std::fs::write(file, torch_file(&twin, format)).expect("written");
+        let yaml = folder.join(format!("{name}.yaml"));
+        std::fs::copy(folder.join("tiny-sd1.yaml"), yaml).expect("copied");
+    }
+    let (status, _) = studio
+        .post("/sdapi/v1/refresh-checkpoints", &json!(null))
+        .await;
+    assert_eq!(status, StatusCode::OK);
+    let draw = async |checkpoint: &str| {
+        let options = json!({"sd_model_checkpoint": checkpoint});
+        studio.txt2img(json!({"override_settings": options})).await
+    };
+    let want = draw("tiny-sd1.safetensors").await;
+    for name in ["archive.ckpt", "sequence.ckpt"] {
+        let got = draw(name).await;
+        assert!(got.pictures == want.pictures, "{name}");
+        let model = format!("Model: {}", name.trim_end_matches(".ckpt"));
+        assert!(
+            got.infotexts[0].contains(&model),
+            "{}: {model}",
+            got.infotexts[0]
+        );
+    }
 }
 
 /// A cell of an X/Y/Z plot over checkpoints is what a request with that checkpoint draws.

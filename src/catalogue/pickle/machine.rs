@@ -147,6 +147,7 @@ fn is_harmless(module: &str, name: &str) -> bool {
                     "numpy.core.multiarray" | "numpy._core.multiarray",
                     "scalar" | "_reconstruct"
                 )
+                | ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer")
                 | ("numpy", "dtype" | "ndarray")
                 | ("_codecs", "encode")
                 | ("torch", "device")
@@ -265,7 +266,9 @@ impl Machine<'_> {
             b'N' | 0x88 | 0x89 | b'K' | b'M' | b'J' | b'I' | b'L' | 0x8a | 0x8b | b'G' | b'F' => {
                 self.number(operation)?;
             }
-            b'X' | 0x8c | 0x8d | b'V' | b'U' | b'T' | b'C' | b'B' | 0x8e => self.text(operation)?,
+            b'X' | 0x8c | 0x8d | b'V' | b'U' | b'T' | b'C' | b'B' | 0x8e | 0x96 => {
+                self.text(operation)?;
+            }
             b']' | b')' | 0x8f => self.push(Node::Sequence(Vec::new()))?,
             b'}' => self.push(Node::Dict(Vec::new()))?,
             b'l' | b't' | 0x91 => {
@@ -495,7 +498,7 @@ impl Machine<'_> {
         };
         let bytes = self.bytes(length)?;
         let node = match operation {
-            b'C' | b'B' | 0x8e => Node::Bytes(bytes.to_vec()),
+            b'C' | b'B' | 0x8e | 0x96 => Node::Bytes(bytes.to_vec()),
             // Lone surrogates and Python 2's byte strings are no UTF-8; names never hold them.
             _ => Node::Text(String::from_utf8_lossy(bytes).into_owned()),
         };
@@ -769,7 +772,6 @@ fn operation_name(operation: u8) -> String {
         0x83 => "EXT2",
         0x84 => "EXT4",
         0x92 => "NEWOBJ_EX",
-        0x96 => "BYTEARRAY8",
         0x97 => "NEXT_BUFFER",
         0x98 => "READONLY_BUFFER",
         other => return format!("{other:#04x}"),

@@ -111,7 +111,7 @@ impl TorchFile {
         let path = fs_err::canonicalize(path)?;
         let mut file = fs_err::File::open(&path)?;
         let file_size = file.metadata()?.len();
-        let beginning = read_at(&mut file, 0, file_size.min(16))?;
+        let beginning = read_at(&mut file, 0, file_size.min(32))?;
         let (program, places, archive) = if beginning.starts_with(b"PK\x03\x04") {
             let archive = ZipDirectory::read(&mut file, file_size)?;
             let (program, places) = open_archive(&mut file, &archive)?;
@@ -211,10 +211,10 @@ impl TorchFile {
         let first = storage.first * storage.stored_type.size_bytes();
         let size = spec.stored_type.size_bytes();
         let length = stored(spec)?.length_bytes;
-        if length > storage.count * storage.stored_type.size_bytes() {
-            return Err(PickleError::Damaged(
-                "a tensor repeats its elements".to_owned(),
-            ));
+        // Only an expanded tensor, which repeats its elements, is larger than its storage.
+        let limit = MAX_UNPACKED_BYTES.max(storage.count * storage.stored_type.size_bytes());
+        if length > limit {
+            return Err(PickleError::TooLarge { limit });
         }
         if spec.is_contiguous()
             && let Place::Plain(begin) = self.places[spec.storage]
@@ -298,10 +298,20 @@ fn stored(spec: &TensorSpec) -> Result<StoredTensor, PickleError> {
 }
 
 fn is_pickle_sequence(beginning: &[u8]) -> bool {
-    // PROTO 2, LONG1 of ten bytes.
-    beginning.first() == Some(&0x80)
-        && beginning.get(2..4) == Some(&[0x8a, 10])
-        && beginning.get(4..14) == Some(&MAGIC)
+    let [0x80, protocol, rest @ ..] = beginning else {
+        return false;
+    };
+    // From protocol 4 on, FRAME and its length come first.
+    let first = if *protocol >= 4 && rest.first() == Some(&0x95) {
+        rest.get(9..).unwrap_or_default()
+    } else {
+        rest
+    };
+    // LONG1 of ten bytes, as far as they are at hand.
+    let [0x8a, 10, number @ ..] = first else {
+        return false;
+    };
+    number.len() >= 3 && number.iter().zip(&MAGIC).all(|(got, want)| got == want)
 }
 
 /// The zip archive of torch 1.6 and later.
