@@ -23,7 +23,7 @@ use crate::jobs::{Engine, GraphRuns, Jobs, QueueLimits, Ticket};
 use crate::models::{LoadStrategy, Provider, ProviderConfig, RunSharing};
 use crate::pipeline::{
     ExtrasParams, ExtrasResult, GenerateError, GenerationParams, GenerationResult, JobControl,
-    ModelProvider as _, ModelRequest, extras, generate,
+    ModelProvider as _, ModelRequest, ShortHash, extras, generate,
 };
 use crate::prompt::parse_styles_csv;
 use crate::runtime::{
@@ -317,10 +317,21 @@ fn load_in_background(server: &Arc<Server>) {
             .jobs
             .run(Ticket::default(), move |_| CurrentModel(&for_job).load())
             .await;
-        server.ready.store(true, Ordering::Relaxed);
-        if let Ok(Err(error)) = loaded {
-            tracing::error!(%error, "the checkpoint is not loaded; the first request will say so");
+        match loaded {
+            // Whoever waited until it is ready finds the hash in the title. Jobs need not wait, nor the server's end.
+            Ok(Ok(hash)) => {
+                std::thread::spawn(move || {
+                    hash.wait();
+                    server.ready.store(true, Ordering::Relaxed);
+                });
+                return;
+            }
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the checkpoint is not loaded; the first request will say so");
+            }
+            Err(_) => {}
         }
+        server.ready.store(true, Ordering::Relaxed);
     });
 }
 
@@ -568,14 +579,14 @@ impl Engine for Pipeline {
         )
     }
 
-    fn load(&self, request: &ModelRequest) -> Result<(), GenerateError> {
+    fn load(&self, request: &ModelRequest) -> Result<ShortHash, GenerateError> {
         let model = self.provider.load(request).map_err(GenerateError::Load)?;
         *self.tower_widths.lock() = model
             .text_encoders
             .iter()
             .map(|encoder| encoder.width())
             .collect();
-        Ok(())
+        Ok(model.short_hash.clone())
     }
 
     fn tower_widths(&self) -> Vec<usize> {

@@ -26,13 +26,16 @@ use ancestral::http;
 use ancestral::jobs::Engine;
 use ancestral::pipeline::{
     BuiltInUpscalers, ExtrasParams, ExtrasResult, GenerateError, GeneratedImage, GenerationParams,
-    GenerationResult, InfotextDraft, JobControl, ModelRequest, NoFaceNetworks, extras,
+    GenerationResult, InfotextDraft, JobControl, ModelRequest, NoFaceNetworks, ShortHash, extras,
 };
 use ancestral::scripts::ScriptCall;
 use serde_json::{Value, json};
 
 /// Draws grey pictures and tells what it was asked for in the infotext.
-struct GreyEngine;
+struct GreyEngine {
+    /// Of the checkpoint that it loads.
+    hash: ShortHash,
+}
 
 impl Engine for GreyEngine {
     fn generate(
@@ -112,8 +115,8 @@ impl Engine for GreyEngine {
         extras(params, &BuiltInUpscalers, &NoFaceNetworks, control)
     }
 
-    fn load(&self, _request: &ModelRequest) -> Result<(), GenerateError> {
-        Ok(())
+    fn load(&self, _request: &ModelRequest) -> Result<ShortHash, GenerateError> {
+        Ok(self.hash.clone())
     }
 
     fn unload(&self) {}
@@ -151,6 +154,11 @@ impl Fixture {
 
     /// With the key that signs messages to webhooks.
     fn with_secret(flags: &[&str], secret: &str) -> Self {
+        Self::with_hash(flags, secret, ShortHash::known(""))
+    }
+
+    /// With a hash of the checkpoint that may come later.
+    fn with_hash(flags: &[&str], secret: &str, hash: ShortHash) -> Self {
         let data = tempfile::tempdir().expect("a temporary folder");
         let path = data.path().display().to_string();
         let mut all = vec!["--data-dir", path.as_str()];
@@ -161,7 +169,8 @@ impl Fixture {
             models_dir: config.folders.models.clone(),
             ..CatalogueConfig::default()
         }));
-        let app = App::with_engine(config, Arc::new(GreyEngine), catalogue).expect("builds");
+        let engine = Arc::new(GreyEngine { hash });
+        let app = App::with_engine(config, engine, catalogue).expect("builds");
         Self { app, _data: data }
     }
 

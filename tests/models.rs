@@ -9,6 +9,7 @@ mod onnx_runtime;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use ancestral::catalogue::{Catalogue, CatalogueConfig, TensorFile};
 use ancestral::conditioning::{HiddenState, TokenBatch};
@@ -663,10 +664,7 @@ fn exports_keep_the_name_the_hash_and_the_values() {
     for name in ["tiny-sd1", "tiny-sd2-v", "tiny-sdxl"] {
         let (_folder, theirs) = export_and_load(name);
         let ours = built(name);
-        assert_eq!(
-            (&theirs.name, &theirs.short_hash),
-            (&ours.name, &ours.short_hash)
-        );
+        assert_eq!(theirs.short_title(), ours.short_title());
         assert_eq!(
             (theirs.family, theirs.prediction),
             (ours.family, ours.prediction)
@@ -1160,6 +1158,61 @@ fn the_text_tower_of_a_large_checkpoint_makes_room_for_steps_that_outweigh_its_l
     let decoded = model.vae.decode(&latent).unwrap();
     assert_ne!(decoded, picture, "in strips");
     assert_close(&decoded, &picture, 1e-4, "picture");
+}
+
+#[test]
+fn a_unet_for_a_few_steps_is_loaded_while_the_prompt_is_encoded() {
+    let folder = tempfile::tempdir().unwrap();
+    let large = |config| ProviderConfig {
+        text_makes_room: true,
+        large_unet_bytes: 1,
+        ..config
+    };
+    let provider = provider_of_copy_with(folder.path(), "tiny-sd1", large);
+    let request = |planned_latent_pixels, latent_pixels_without_text| ModelRequest {
+        planned_latent_pixels,
+        latent_pixels_without_text,
+        ..ModelRequest::default()
+    };
+    drop(provider.load(&request(u64::MAX, u64::MAX)).unwrap());
+    assert_eq!(provider.present_session_count(), 0, "its text comes first");
+    let model = provider.load(&request(1, 1)).unwrap();
+    let begin = Instant::now();
+    while provider.present_session_count() == 0 {
+        assert!(begin.elapsed() < Duration::from_mins(1));
+        std::thread::yield_now();
+    }
+    let ahead = fingerprint(&model);
+    let other = provider_of_copy(folder.path(), "tiny-sd1");
+    assert_eq!(
+        ahead,
+        fingerprint(&other.load(&ModelRequest::default()).unwrap())
+    );
+}
+
+#[test]
+fn a_checkpoints_hash_comes_to_the_model_and_to_the_list() {
+    let folder = tempfile::tempdir().unwrap();
+    provider_of_copy(folder.path(), "tiny-sd1");
+    let models = folder.path().join("models");
+    let catalogue = Catalogue::new(CatalogueConfig {
+        models_dir: models.clone(),
+        ..CatalogueConfig::default()
+    });
+    let path = models.join("Stable-diffusion/tiny-sd1.safetensors");
+    let sha256 = ancestral::catalogue::sha256_of(&path).unwrap();
+    let config = ProviderConfig {
+        tower_folders: vec![models],
+        ..ProviderConfig::default()
+    };
+    let provider = Provider::new(runtime(), Arc::new(catalogue), config);
+    let listed = || provider.catalogue().checkpoints()[0].sha256.clone();
+    assert_eq!(listed(), None);
+    for load in ["computed", "known"] {
+        let model = provider.load(&ModelRequest::default()).unwrap();
+        assert_eq!(model.short_hash.wait(), &sha256[..10], "{load}");
+        assert_eq!(listed().as_ref(), Some(&sha256));
+    }
 }
 
 /// A tower that came back between two steps, for another job, stays.

@@ -18,7 +18,7 @@ use ancestral::config::option_table;
 use ancestral::jobs::Engine;
 use ancestral::pipeline::{
     Cause, ExtrasParams, ExtrasResult, FaceNetworkProvider, GenerateError, GenerationParams,
-    GenerationResult, JobControl, Model, ModelProvider, ModelRequest, generate,
+    GenerationResult, JobControl, Model, ModelProvider, ModelRequest, ShortHash, generate,
 };
 use ancestral::scripts::ScriptCall;
 use in_process::{InProcess, Reply, picture};
@@ -431,7 +431,7 @@ impl Engine for Counting {
     ) -> Result<ExtrasResult, GenerateError> {
         ToyEngine.extras(params, control)
     }
-    fn load(&self, request: &ModelRequest) -> Result<(), GenerateError> { ToyEngine.load(request) }
+    fn load(&self, request: &ModelRequest) -> Result<ShortHash, GenerateError> { ToyEngine.load(request) }
     fn unload(&self) {}
 }
 

@@ -12,7 +12,7 @@ use ancestral::app::App;
 use ancestral::jobs::{Engine, PreviewOptions, Progress};
 use ancestral::pipeline::{
     ExtrasParams, ExtrasResult, GenerateError, GenerationParams, GenerationResult, JobControl,
-    ModelRequest, generate,
+    ModelRequest, ShortHash, generate,
 };
 use ancestral::scripts::ScriptCall;
 use in_process::InProcess;
@@ -63,8 +63,8 @@ impl Engine for Watching {
         ToyEngine.run_script(script, params, control)
     }
 
-    fn load(&self, _request: &ModelRequest) -> Result<(), GenerateError> {
-        Ok(())
+    fn load(&self, _request: &ModelRequest) -> Result<ShortHash, GenerateError> {
+        Ok(ShortHash::known(""))
     }
 
     fn unload(&self) {}

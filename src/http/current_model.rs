@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::Server;
 use crate::catalogue::Checkpoint;
-use crate::pipeline::{GenerateError, ModelRequest};
+use crate::pipeline::{GenerateError, ModelRequest, ShortHash};
 
 /// Looks at and changes the selected checkpoint.
 pub struct CurrentModel<'a>(pub &'a Server);
@@ -30,7 +30,7 @@ impl CurrentModel<'_> {
     ///
     /// # Errors
     /// When there is none or it cannot be loaded.
-    pub fn load(&self) -> Result<(), GenerateError> {
+    pub fn load(&self) -> Result<ShortHash, GenerateError> {
         let name = self
             .checkpoint()
             .map(|checkpoint| checkpoint.name)

@@ -103,7 +103,13 @@ async fn switch(server: &web::Data<Server>, previous: Value) -> Result<(), ApiEr
     let for_job = Arc::clone(server);
     let loaded = server
         .jobs
-        .run(Ticket::default(), move |_| CurrentModel(&for_job).load())
+        .run(Ticket::default(), move |_| {
+            let loaded = CurrentModel(&for_job).load();
+            // The hash is part of the title that the options show from now on.
+            loaded.inspect(|hash| {
+                hash.wait();
+            })
+        })
         .await?;
     if let Err(error) = loaded {
         tracing::error!(%error, "the checkpoint cannot be loaded; the previous one stays");

@@ -2,7 +2,7 @@
 
 use crate::pipeline::{
     ExtrasParams, ExtrasResult, GenerateError, GenerationParams, GenerationResult, JobControl,
-    ModelRequest,
+    ModelRequest, ShortHash,
 };
 use crate::scripts::ScriptCall;
 
@@ -47,11 +47,11 @@ pub trait Engine: Send + Sync {
         control: &dyn JobControl,
     ) -> Result<ExtrasResult, GenerateError>;
 
-    /// Loads a checkpoint ahead of the next job.
+    /// Loads a checkpoint ahead of the next job. Its hash may come later.
     ///
     /// # Errors
     /// When there is none or it cannot be loaded.
-    fn load(&self, request: &ModelRequest) -> Result<(), GenerateError>;
+    fn load(&self, request: &ModelRequest) -> Result<ShortHash, GenerateError>;
 
     /// Widths of the token embeddings of the checkpoint that was loaded last; empty before.
     fn tower_widths(&self) -> Vec<usize> {

@@ -15,6 +15,7 @@ mod file_cache;
 mod frugal;
 pub mod graphs;
 mod hypernetwork;
+mod late_hash;
 mod load_strategy;
 pub mod lora;
 mod networks;

@@ -17,6 +17,7 @@ use super::faces::FaceRestorers;
 use super::frugal::{FrugalUnet, FrugalVae, Room};
 use super::graphs::{BuildOptions, HypernetworkModules, Precision, Weights};
 use super::hypernetwork::open_hypernetwork;
+use super::late_hash::LateHashes;
 use super::load_strategy::{LARGE_UNET_BYTES, LoadStrategy, OUTWEIGHS_TEXT_LATENT_PIXELS};
 use super::lora::{AppliedNetwork, bundled_embeddings};
 use super::networks::{GraphTextEncoder, GraphUnet, GraphVae, RunSharing};
@@ -33,8 +34,8 @@ use crate::pipeline::{
     OutOfMemory, Prediction, SafetyChecker, UpscalerProvider,
 };
 use crate::runtime::{
-    ExecutionProvider, Graph, LoadEffort, Runtime, RuntimeError, available_memory_bytes,
-    give_back_free_memory,
+    BackgroundWork, ExecutionProvider, Graph, LoadEffort, Runtime, RuntimeError,
+    available_memory_bytes, give_back_free_memory,
 };
 use crate::sampling::Unet;
 
@@ -101,6 +102,7 @@ pub struct Provider {
     faces: FaceRestorers,
     safety_checker: Option<GraphSafetyChecker>,
     rest: RestWatch,
+    late_hashes: LateHashes,
 }
 
 /// A file or folder in the state in which it was loaded.
@@ -241,6 +243,26 @@ impl LoadedCheckpoint {
     }
 }
 
+/// Loads a UNet on a thread of its own, unless it is there. What fails is told when the UNet is needed.
+fn load_ahead(unet: &Arc<GraphUnet>) {
+    if !unet.graph().lacks_session() {
+        return;
+    }
+    let unet = Arc::clone(unet);
+    let begun = BackgroundWork::begin();
+    let work = move || {
+        // It goes before its work ends, as it may be the last to hold the session.
+        let (_begun, unet) = (begun, unet);
+        if let Err(error) = unet.graph().load_now() {
+            tracing::debug!(%error, "the UNet was not loaded ahead");
+        }
+    };
+    let thread = std::thread::Builder::new().name("load".to_owned());
+    if let Err(error) = thread.spawn(work) {
+        tracing::debug!(%error, "no thread to load the UNet ahead");
+    }
+}
+
 fn is_unet_in_use(unet: &Arc<GraphUnet>) -> bool {
     Arc::strong_count(unet) > 1 || unet.is_in_use()
 }
@@ -312,6 +334,7 @@ impl Provider {
         });
         Self {
             rest,
+            late_hashes: LateHashes::default(),
             upscalers: UpscalerNetworks::new(runtime.clone(), catalogue.upscalers().clone()),
             safety_checker: config
                 .safety_checker
@@ -371,16 +394,7 @@ impl Provider {
             path: checkpoint.path.display().to_string(),
             source,
         };
-        // The hash is part of the answer only, so that a checkpoint's first load need not wait for it.
-        let (sha256, parts) = std::thread::scope(|scope| {
-            let hash = scope.spawn(|| self.catalogue.ensure_hash(&checkpoint));
-            let parts = self.parts(request, &checkpoint);
-            (hash.join(), parts)
-        });
-        let parts = parts?;
-        let sha256 = sha256
-            .unwrap_or_else(|_| Err(std::io::Error::other("the hash was not finished")))
-            .map_err(io)?;
+        let short_hash = self.late_hashes.of(&self.catalogue, &checkpoint);
         let ModelParts {
             main,
             unet,
@@ -388,7 +402,7 @@ impl Provider {
             vae,
             vae_file,
             networks,
-        } = parts;
+        } = self.parts(request, &checkpoint)?;
         let widths: Vec<usize> = text_encoders
             .iter()
             .map(|encoder| encoder.width())
@@ -429,7 +443,12 @@ impl Provider {
                 })
             }
             Presence::TextFirst => {
-                if request.latent_pixels_without_text >= OUTWEIGHS_TEXT_LATENT_PIXELS {
+                if request.latent_pixels_without_text < OUTWEIGHS_TEXT_LATENT_PIXELS {
+                    // Both stay, so that the UNet can be loaded while a prompt is encoded.
+                    if request.planned_latent_pixels > 0 {
+                        load_ahead(&unet);
+                    }
+                } else {
                     used_unet = Arc::new(FrugalUnet {
                         unet: used_unet,
                         text_encoders: text_encoders.clone(),
@@ -445,7 +464,7 @@ impl Provider {
         };
         Ok(Model {
             name: checkpoint.model_name.clone(),
-            short_hash: sha256.chars().take(10).collect(),
+            short_hash,
             family: main.family,
             prediction: main.prediction,
             unet_channels: unet.channels(),

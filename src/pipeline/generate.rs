@@ -877,7 +877,7 @@ impl<'a> Job<'a> {
                 .restore_faces
                 .then(|| options.text("face_restoration_model").to_owned()),
             model_name: model.name.clone(),
-            model_short_hash: model.short_hash.clone(),
+            model_short_hash: model.short_hash.wait().to_owned(),
             vae_file: model.vae_file.clone(),
             seed_resize_from: (params.seed_resize_from.1, params.seed_resize_from.0),
             denoising_strength: params.denoising_strength,

@@ -144,6 +144,7 @@ impl JobText<'_> {
         let option = |key: &str| options.get(key).cloned().unwrap_or(Value::Null);
         let (vae_name, vae_hash) = self.model.vae_file.clone().unzip();
         let vae_hash = vae_hash.filter(|hash| !hash.is_empty());
+        let model_hash = self.model.short_hash.wait();
         let varied = params.subseed_strength != 0.0;
         let (resize_height, resize_width) = params.seed_resize_from;
         let image_cfg = params.img2img.as_ref().and_then(|it| it.image_cfg_scale);
@@ -168,8 +169,8 @@ impl JobText<'_> {
             (
                 "Model hash",
                 when(
-                    options.bool("add_model_hash_to_info") && !self.model.short_hash.is_empty(),
-                    json!(self.model.short_hash),
+                    options.bool("add_model_hash_to_info") && !model_hash.is_empty(),
+                    json!(model_hash),
                 ),
             ),
             (

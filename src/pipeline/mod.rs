@@ -39,7 +39,8 @@ pub use faces::{
 pub use generate::generate;
 pub use hires_target::hires_upscale_px;
 pub use model::{
-    Cause, Family, Model, ModelProvider, ModelRequest, NetworkKind, Posterior, Prediction, Vae,
+    Cause, Family, Model, ModelProvider, ModelRequest, NetworkKind, Posterior, Prediction,
+    ShortHash, ShortHashPromise, Vae,
 };
 pub use noise_finder::NoiseFinder;
 pub use params::*;

@@ -1,6 +1,6 @@
 //! What the pipeline needs of a loaded checkpoint, and of whoever loads it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ndarray::Array4;
 
@@ -42,13 +42,58 @@ pub trait Vae: Send + Sync {
     fn decode(&self, latent: &Array4<f32>) -> Result<Array4<f32>, Cause>;
 }
 
+/// First 10 hex digits of a file's SHA-256, empty where it is not known. It may come later than the model: only what
+/// tells of a picture needs it.
+#[derive(Debug, Clone)]
+pub struct ShortHash(Arc<OnceLock<String>>);
+
+/// Gives a [`ShortHash`] its text; an empty one when it is dropped before.
+#[derive(Debug)]
+pub struct ShortHashPromise(Arc<OnceLock<String>>);
+
+impl ShortHash {
+    /// One that is known, from the whole hash or its beginning.
+    #[must_use]
+    pub fn known(sha256: &str) -> Self {
+        let (hash, promise) = Self::promised();
+        promise.keep(sha256);
+        hash
+    }
+
+    /// One that comes later.
+    #[must_use]
+    pub fn promised() -> (Self, ShortHashPromise) {
+        let shared = Arc::default();
+        (Self(Arc::clone(&shared)), ShortHashPromise(shared))
+    }
+
+    /// The text, as soon as it is there.
+    #[expect(clippy::must_use_candidate, reason = "some callers only wait")]
+    pub fn wait(&self) -> &str {
+        self.0.wait()
+    }
+}
+
+impl ShortHashPromise {
+    /// `sha256` is the whole hash or its beginning.
+    pub fn keep(self, sha256: &str) {
+        let _ = self.0.set(sha256.chars().take(10).collect());
+    }
+}
+
+impl Drop for ShortHashPromise {
+    fn drop(&mut self) {
+        // Fails where the promise was kept.
+        let _ = self.0.set(String::new());
+    }
+}
+
 /// One checkpoint, loaded, with the VAE, the networks and the variant that a job asked for.
 #[derive(Clone)]
 pub struct Model {
     /// The file's stem, A1111's "Model".
     pub name: String,
-    /// First 10 hex digits of the file's SHA-256; empty where it is not known.
-    pub short_hash: String,
+    pub short_hash: ShortHash,
     pub family: Family,
     pub prediction: Prediction,
     /// Channels of the UNet's input: 4, or 9 for inpainting.
@@ -84,10 +129,9 @@ impl Model {
     /// A1111's short title, `name [hash]`.
     #[must_use]
     pub fn short_title(&self) -> String {
-        if self.short_hash.is_empty() {
-            self.name.clone()
-        } else {
-            format!("{} [{}]", self.name, self.short_hash)
+        match self.short_hash.wait() {
+            "" => self.name.clone(),
+            hash => format!("{} [{hash}]", self.name),
         }
     }
 }
@@ -155,5 +199,21 @@ pub trait ModelProvider: Send + Sync {
     /// Networks that restore faces.
     fn faces(&self) -> &dyn FaceNetworkProvider {
         &NoFaceNetworks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ShortHash;
+
+    #[test]
+    fn a_promised_hash_is_waited_for_and_is_empty_where_it_never_comes() {
+        let (hash, promise) = ShortHash::promised();
+        let waiting = std::thread::spawn(move || hash.wait().to_owned());
+        promise.keep("0123456789abcdef");
+        assert_eq!(waiting.join().unwrap(), "0123456789");
+        let (hash, promise) = ShortHash::promised();
+        drop(promise);
+        assert_eq!(hash.wait(), "");
     }
 }

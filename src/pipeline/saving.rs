@@ -308,7 +308,7 @@ impl Job<'_> {
                 facts: NameFacts {
                     params: self.params,
                     model_name: &text.model.name,
-                    model_hash: &text.model.short_hash,
+                    model_hash: text.model.short_hash.wait(),
                     vae_file: text.model.vae_file.as_ref().map(|(name, _)| name.as_str()),
                     seed: seeds.get(index).copied().unwrap_or_default(),
                     prompt: self.prompts.positive.get(index).map_or("", String::as_str),

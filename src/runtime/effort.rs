@@ -69,7 +69,7 @@ impl LoadEffort<'_> {
                     .map_err(words)?;
                 if let Some(folder) = folder {
                     // Handed over as external initializers they would be copied; these are used where they are.
-                    for (name, value) in external_data::read_convolutions(model, folder)? {
+                    for (name, value) in external_data::read_convolutions(model, folder, threads)? {
                         builder = builder.with_initializer(name, value).map_err(words)?;
                     }
                 }
@@ -126,7 +126,7 @@ impl ThreadManager for Workers {
 
 /// The calling thread gets what the others leave. Elsewhere than on Linux priorities belong to processes, and this
 /// does nothing.
-fn lower_priority() {
+pub fn lower_priority() {
     #[cfg(target_os = "linux")]
     #[expect(
         unsafe_code,

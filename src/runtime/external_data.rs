@@ -7,10 +7,18 @@
 
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytemuck::Pod;
+use half::vec::HalfBitsVecExt as _;
 use half::{bf16, f16};
 use ort::value::{DynValue, Tensor as OrtTensor};
 use prost::Message as _;
+
+// Values are little-endian in the files, and are read as they lie there.
+const _: () = assert!(cfg!(target_endian = "little"));
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// The largest model that protobuf can hold.
 const MAX_MODEL_BYTES: u64 = 1 << 31;
@@ -127,13 +135,15 @@ pub(super) fn read(path: &Path) -> Result<Vec<(String, DynValue)>, String> {
 }
 
 /// The float32 weights of convolutions that the graph `model` has in files of `folder`, by name: those of three
-/// dimensions and more. Without a layout of its own for convolutions the runtime uses them where they lie.
+/// dimensions and more. Without a layout of its own for convolutions the runtime uses them where they lie. So many
+/// `threads` read them.
 ///
 /// # Errors
 /// As [`read`].
 pub(super) fn read_convolutions(
     model: &[u8],
     folder: &Path,
+    threads: usize,
 ) -> Result<Vec<(String, DynValue)>, String> {
     /// `TensorProto.DataType.FLOAT`
     const FLOAT: i32 = 1;
@@ -142,12 +152,27 @@ pub(super) fn read_convolutions(
         folder: fs_err::canonicalize(folder).map_err(|error| error.to_string())?,
     };
     let tensors = model.graph.into_iter().flat_map(|graph| graph.initializer);
-    tensors
+    let wanted: Vec<Tensor> = tensors
         .filter(|tensor| tensor.data_type == FLOAT && tensor.dims.len() > 2)
         // What lies at no place of the file was handed over by value.
         .filter(|tensor| tensor.text("offset").is_some_and(|offset| offset != "0"))
-        .filter_map(|tensor| places.value(&tensor).transpose())
-        .collect()
+        .collect();
+    // Most of the time goes into the first touch of the memory, which threads can share.
+    let next = AtomicUsize::new(0);
+    let read = || -> Result<Vec<(String, DynValue)>, String> {
+        let mine = std::iter::from_fn(|| wanted.get(next.fetch_add(1, Ordering::Relaxed)));
+        mine.filter_map(|tensor| places.value(tensor).transpose())
+            .collect()
+    };
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(read)).collect();
+        let mut found = Vec::new();
+        for reader in readers {
+            let values = reader.join();
+            found.extend(values.map_err(|_| "a thread that read weights panicked".to_owned())??);
+        }
+        Ok(found)
+    })
 }
 
 struct Places {
@@ -245,11 +270,10 @@ impl Places {
                 path.display()
             ));
         }
-        let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
         file.seek(SeekFrom::Start(offset))
-            .and_then(|_| file.read_exact(&mut bytes))
             .map_err(|error| error.to_string())?;
-        let value = tensor_of(tensor.data_type, &tensor.dims, &bytes)
+        let count = usize::try_from(length / element_bytes).unwrap_or(usize::MAX);
+        let value = tensor_of(tensor.data_type, &tensor.dims, count, &mut file)
             .map_err(|error| format!("{} cannot be used: {error}", told()))?;
         Ok(value.map(|value| (tensor.name.clone(), value)))
     }
@@ -282,21 +306,32 @@ fn element_bytes(data_type: i32) -> Option<u64> {
     }
 }
 
-fn tensor_of(data_type: i32, dims: &[i64], bytes: &[u8]) -> Result<Option<DynValue>, ort::Error> {
-    fn values<T, const N: usize>(bytes: &[u8], convert: impl Fn([u8; N]) -> T) -> Vec<T> {
-        let chunks = bytes.as_chunks::<N>().0;
-        chunks.iter().map(|chunk| convert(*chunk)).collect()
+/// A tensor of the next `count` values of `file`, which are read to where they stay.
+fn tensor_of(
+    data_type: i32,
+    dims: &[i64],
+    count: usize,
+    file: &mut impl Read,
+) -> Result<Option<DynValue>, Cause> {
+    fn values<T: Pod>(count: usize, file: &mut impl Read) -> std::io::Result<Vec<T>> {
+        let mut values = bytemuck::zeroed_vec(count);
+        file.read_exact(bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
     }
     let dims = dims.to_vec();
     Ok(Some(match data_type {
-        1 => OrtTensor::from_array((dims, values(bytes, f32::from_le_bytes)))?.into_dyn(),
-        2 => OrtTensor::from_array((dims, bytes.to_vec()))?.into_dyn(),
-        3 => OrtTensor::from_array((dims, values(bytes, i8::from_le_bytes)))?.into_dyn(),
-        6 => OrtTensor::from_array((dims, values(bytes, i32::from_le_bytes)))?.into_dyn(),
-        7 => OrtTensor::from_array((dims, values(bytes, i64::from_le_bytes)))?.into_dyn(),
-        10 => OrtTensor::from_array((dims, values(bytes, f16::from_le_bytes)))?.into_dyn(),
-        11 => OrtTensor::from_array((dims, values(bytes, f64::from_le_bytes)))?.into_dyn(),
-        16 => OrtTensor::from_array((dims, values(bytes, bf16::from_le_bytes)))?.into_dyn(),
+        1 => OrtTensor::from_array((dims, values::<f32>(count, file)?))?.into_dyn(),
+        2 => OrtTensor::from_array((dims, values::<u8>(count, file)?))?.into_dyn(),
+        3 => OrtTensor::from_array((dims, values::<i8>(count, file)?))?.into_dyn(),
+        6 => OrtTensor::from_array((dims, values::<i32>(count, file)?))?.into_dyn(),
+        7 => OrtTensor::from_array((dims, values::<i64>(count, file)?))?.into_dyn(),
+        10 => OrtTensor::from_array((dims, values::<u16>(count, file)?.reinterpret_into::<f16>()))?
+            .into_dyn(),
+        11 => OrtTensor::from_array((dims, values::<f64>(count, file)?))?.into_dyn(),
+        16 => {
+            OrtTensor::from_array((dims, values::<u16>(count, file)?.reinterpret_into::<bf16>()))?
+                .into_dyn()
+        }
         _ => return Ok(None),
     }))
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use half::f16;
@@ -296,6 +296,40 @@ impl Graph {
         }
     }
 
+    /// Loads the session, unless it is there. Waits for the call in flight.
+    ///
+    /// # Errors
+    /// Those of its load.
+    pub fn load_now(&self) -> Result<(), RuntimeError> {
+        self.loaded().map(drop)
+    }
+
+    /// The session, loaded if it can be.
+    fn loaded(&self) -> Result<MutexGuard<'_, Option<Running>>, RuntimeError> {
+        let mut running = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.is_none()
+            && let Some(load) = &self.load
+        {
+            let loaded = load()?;
+            let mut session = loaded
+                .session
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *running = session.take();
+        }
+        Ok(running)
+    }
+
+    /// Whether its next call would load the session; false while a call or a load is in flight.
+    #[must_use]
+    pub fn lacks_session(&self) -> bool {
+        self.load.is_some()
+            && self
+                .session
+                .try_lock()
+                .is_ok_and(|running| running.is_none())
+    }
+
     /// Whether its session is there. Waits for the call in flight.
     #[must_use]
     pub fn is_loaded(&self) -> bool {
@@ -413,17 +447,7 @@ impl Graph {
         if !stop.begin(&options) {
             return Err(self.terminated());
         }
-        let mut running = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        if running.is_none()
-            && let Some(load) = &self.load
-        {
-            let loaded = load()?;
-            let mut session = loaded
-                .session
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            *running = session.take();
-        }
+        let mut running = self.loaded()?;
         let Some(Running { session, binding }) = &mut *running else {
             return Err(self.contract("session".to_owned()));
         };

@@ -15,7 +15,7 @@ mod providers;
 mod run_times;
 mod upgrade;
 
-pub use effort::{LoadEffort, LoadStop};
+pub use effort::{LoadEffort, LoadStop, lower_priority};
 pub use graph::{Graph, GraphSource, Input, Invocation, RunStop, Tensor};
 pub use library::{LibrarySearch, Runtime, RuntimeOptions, find_library};
 pub use memory::{available_memory_bytes, exit_at_once, give_back_free_memory, total_memory_bytes};

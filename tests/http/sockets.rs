@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use ancestral::app;
+use ancestral::pipeline::ShortHash;
 
 use super::Fixture;
 
@@ -19,7 +20,10 @@ impl Listening {
     fn new(flags: &[&str]) -> Self {
         let mut all = vec!["--skip-load-model-at-start"];
         all.extend(flags);
-        let fixture = Fixture::new(&all);
+        Self::over(Fixture::new(&all))
+    }
+
+    fn over(fixture: Fixture) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("bound").port();
         let app = fixture.app.clone();
@@ -67,6 +71,32 @@ fn read_to_end(stream: &mut TcpStream) -> String {
 
 fn answers(text: &str) -> usize {
     text.matches("HTTP/1.1 ").count()
+}
+
+#[test]
+fn readiness_waits_for_the_checkpoints_hash_and_jobs_do_not() {
+    let (hash, promise) = ShortHash::promised();
+    let server = Listening::over(Fixture::with_hash(&[], "", hash));
+    let get = |path| {
+        let head = "Host: 127.0.0.1\r\nConnection: close";
+        server.exchange(&format!("GET {path} HTTP/1.1\r\n{head}\r\n\r\n"))
+    };
+    let body = r#"{"prompt": "a"}"#;
+    let drawn = server.exchange(&format!(
+        "POST /sdapi/v1/txt2img HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    ));
+    assert!(drawn.starts_with("HTTP/1.1 200"), "{drawn}");
+    for _ in 0..20 {
+        let early = get("/readyz");
+        assert!(early.starts_with("HTTP/1.1 503"), "{early}");
+    }
+    promise.keep("0123456789");
+    let begin = Instant::now();
+    while !get("/readyz").starts_with("HTTP/1.1 200") {
+        assert!(begin.elapsed() < Duration::from_secs(20));
+    }
 }
 
 #[test]

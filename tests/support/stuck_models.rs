@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ancestral::jobs::Engine;
 use ancestral::pipeline::{
     BuiltInUpscalers, Cause, ExtrasParams, ExtrasResult, Family, GenerateError, GenerationParams,
-    GenerationResult, JobControl, Model, ModelProvider, ModelRequest, NoFaceNetworks, Stop, extras,
-    generate,
+    GenerationResult, JobControl, Model, ModelProvider, ModelRequest, NoFaceNetworks, ShortHash,
+    Stop, extras, generate,
 };
 use ancestral::sampling::{Latent, Unet, UnetInput};
 use ancestral::scripts::{ScriptCall, run_script};
@@ -168,8 +168,8 @@ impl Engine for StuckEngine {
         extras(params, &BuiltInUpscalers, &NoFaceNetworks, control)
     }
 
-    fn load(&self, _request: &ModelRequest) -> Result<(), GenerateError> {
-        Ok(())
+    fn load(&self, _request: &ModelRequest) -> Result<ShortHash, GenerateError> {
+        Ok(ShortHash::known(""))
     }
 
     fn unload(&self) {}

@@ -16,7 +16,8 @@ use ancestral::jobs::Engine;
 use ancestral::pipeline::{
     BuiltInUpscalers, Cause, ExtrasParams, ExtrasResult, FaceModel, FaceNetworkProvider,
     FaceNetworks, Family, GenerateError, GenerationParams, GenerationResult, JobControl, Landmarks,
-    Model, ModelProvider, ModelRequest, Posterior, Prediction, Stop, Vae, extras, generate,
+    Model, ModelProvider, ModelRequest, Posterior, Prediction, ShortHash, Stop, Vae, extras,
+    generate,
 };
 use ancestral::sampling::{Latent, Unet, UnetInput};
 use ancestral::scripts::{ScriptCall, run_script};
@@ -148,7 +149,7 @@ impl ModelProvider for ToyModels {
             .collect();
         Ok(Arc::new(Model {
             name: "toy".to_owned(),
-            short_hash: "0123456789".to_owned(),
+            short_hash: ShortHash::known("0123456789"),
             family: Family::Sd1,
             prediction: Prediction::Epsilon,
             unet_channels: 4,
@@ -314,8 +315,8 @@ impl Engine for ToyEngine {
         extras(params, &BuiltInUpscalers, &ToyFaces, control)
     }
 
-    fn load(&self, _request: &ModelRequest) -> Result<(), GenerateError> {
-        Ok(())
+    fn load(&self, _request: &ModelRequest) -> Result<ShortHash, GenerateError> {
+        Ok(ShortHash::known(""))
     }
 
     fn unload(&self) {}
