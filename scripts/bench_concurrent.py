@@ -17,9 +17,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from latency import poll, print_latencies
 from server_process import ServerProcess, call
 
 PROMPTS = (
@@ -33,7 +35,6 @@ PROMPTS = (
     "a cat",
 )
 POLLED = ("/sdapi/v1/progress", "/sdapi/v1/options")
-PAUSE_S = 0.02
 
 
 def draw(port: int, body: dict) -> list[str]:
@@ -45,18 +46,6 @@ def draw(port: int, body: dict) -> list[str]:
     if status != 200:
         raise RuntimeError(f"txt2img answered {status}: {text[:300]!r}")
     return json.loads(text)["images"]
-
-
-def poll(port: int, path: str, over: threading.Event) -> list[float]:
-    """Milliseconds of one request after the other, each over its own connection, until `over` is set."""
-    times = []
-    while not over.is_set():
-        begin = time.perf_counter()
-        status, _ = call(port, "GET", path)
-        if status == 200:
-            times.append((time.perf_counter() - begin) * 1000)
-        time.sleep(PAUSE_S)
-    return times
 
 
 def main() -> int:
@@ -91,14 +80,14 @@ def main() -> int:
         for number in range(options.clients)
     ]
     alone_s, together_s, equal = [], [], True
-    latencies: dict[str, list[float]] = {path: [] for path in POLLED}
+    latencies: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         if options.data:
             shutil.copytree(options.data, Path(folder) / "data")
         flags = [f"--max-concurrent-jobs={options.clients}", *options.flag]
         with (
             ServerProcess(options.server, Path(folder), *flags) as server,
-            ThreadPoolExecutor(options.clients + len(POLLED)) as pool,
+            ThreadPoolExecutor(options.clients + 1) as pool,
         ):
             draw(server.port, bodies[0])
             for _ in range(options.rounds):
@@ -106,9 +95,7 @@ def main() -> int:
                 alone = [draw(server.port, body) for body in bodies]
                 alone_s.append(time.perf_counter() - begin)
                 over = threading.Event()
-                polling = {
-                    path: pool.submit(poll, server.port, path, over) for path in POLLED
-                }
+                polling = pool.submit(poll, server.port, POLLED, over)
                 begin = time.perf_counter()
                 try:
                     together = list(
@@ -118,8 +105,8 @@ def main() -> int:
                     over.set()
                 together_s.append(time.perf_counter() - begin)
                 equal = equal and alone == together
-                for path, result in polling.items():
-                    latencies[path] += result.result()
+                for path, times in polling.result().items():
+                    latencies[path] += times
     one, other = statistics.median(alone_s), statistics.median(together_s)
     print(
         f"{options.clients} pictures of {options.size}x{options.size} at {options.steps} steps, medians of {options.rounds}"
@@ -128,12 +115,7 @@ def main() -> int:
         f"one after another {one:.2f} s, all at once {other:.2f} s: ratio {other / one:.3f}"
     )
     print("pictures " + ("identical" if equal else "DIFFER"))
-    for path, times in latencies.items():
-        ordered = sorted(times)
-        worst = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-        print(
-            f"GET {path}: {len(ordered)} requests, median {statistics.median(ordered):.1f} ms, 99th percentile {worst:.1f} ms"
-        )
+    print_latencies(latencies)
     return 0 if equal else 1
 
 

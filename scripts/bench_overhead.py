@@ -26,6 +26,7 @@ import threading
 import time
 from pathlib import Path
 
+from latency import poll, print_latencies
 from server_process import ServerProcess, call
 
 GRAPH_SECONDS = re.compile(
@@ -193,20 +194,13 @@ def latency(server: ServerProcess, arguments: argparse.Namespace) -> None:
     for thread in clients:
         thread.start()
     time.sleep(1)
-    took: dict[str, list[float]] = {path: [] for path in LATENCY_PATHS}
-    end = time.monotonic() + arguments.seconds
-    while time.monotonic() < end:
-        for path, times in took.items():
-            begin = time.perf_counter()
-            status, _ = call(server.port, "GET", path)
-            times.append((time.perf_counter() - begin) * 1e3)
-            assert status == 200
-            time.sleep(0.02)
-    stop.set()
-    for path, times in took.items():
-        cuts = statistics.quantiles(times, n=100)
-        figures = f"median {cuts[49]:.2f} ms, 99 % {cuts[98]:.2f} ms, worst {max(times):.2f} ms"
-        print(f"{path}: {figures} of {len(times)}", flush=True)
+    timer = threading.Timer(arguments.seconds, stop.set)
+    timer.start()
+    try:
+        print_latencies(poll(server.port, LATENCY_PATHS, stop))
+    finally:
+        timer.cancel()
+        stop.set()
     for thread in clients:
         thread.join()
     print(f"{len(drawn)} pictures by {arguments.clients} clients meanwhile")
