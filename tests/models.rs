@@ -164,26 +164,53 @@ fn the_vae_gives_the_recorded_posterior_and_picture() {
     }
 }
 
-/// The decoder on strips of 16 rows, which is what no memory at all gives.
-#[test]
-fn a_picture_decoded_strip_by_strip_is_the_picture_decoded_in_one_piece() {
+/// A provider that allows decoding so much memory, and its model `name`.
+fn decoding_within(name: &str, allowed_bytes: u64) -> (Provider, Arc<Model>) {
     let config = ProviderConfig {
-        decode_memory_bytes: Some(0),
+        decode_memory_bytes: Some(allowed_bytes),
         ..ProviderConfig::default()
     };
-    let stingy = provider_with(&[], config);
+    let provider = provider_with(&[], config);
+    let request = ModelRequest {
+        checkpoint: format!("{name}.safetensors"),
+        vae: "None".to_owned(),
+        ..ModelRequest::default()
+    };
+    let model = provider.load(&request).unwrap();
+    (provider, model)
+}
+
+/// How often graphs of the decoder ran.
+fn decoder_runs(provider: &Provider) -> u64 {
+    let times = provider.runtime().graph_times();
+    let decoder = times.iter().find(|time| time.graph == "VAE decoder");
+    decoder.map_or(0, |time| time.runs)
+}
+
+/// Where no memory at all is allowed strips are of 16 rows and computed anew; where one piece would just not fit, all
+/// blocks keep what their convolutions give.
+#[test]
+fn a_picture_decoded_strip_by_strip_is_the_picture_decoded_in_one_piece() {
+    // One piece takes four times the 32 channels of the last level, eight times as high and wide as the latent.
+    let piece_bytes = |(height, width)| 4 * 32 * 64 * 4 * (height * width) as u64;
+    let (large, small) = ((13, 9), (21, 5));
     for name in ["tiny-sd1", "tiny-sd2-v", "tiny-sdxl"] {
-        let request = ModelRequest {
-            checkpoint: format!("{name}.safetensors"),
-            vae: "None".to_owned(),
-            ..ModelRequest::default()
-        };
-        let (whole, strips) = (built(name), stingy.load(&request).unwrap());
-        for (height, width) in [(13, 9), (2, 16), (1, 1)] {
+        let (provider, whole) = decoding_within(name, piece_bytes(large));
+        let (_, computing) = decoding_within(name, 0);
+        for size @ (height, width) in [large, small, (2, 16), (1, 1)] {
             let latent: Array4<f32> = pattern((1, 4, height, width), 4.0);
+            let before = decoder_runs(&provider);
             let want = whole.vae.decode(&latent).unwrap();
-            let got = strips.vae.decode(&latent).unwrap();
+            assert_eq!(decoder_runs(&provider) - before, 1, "in one piece");
+            let got = computing.vae.decode(&latent).unwrap();
             assert_close(&got, &want, 1e-5, &format!("{name} {height}x{width}"));
+            if height > 2 {
+                let (provider, keeping) = decoding_within(name, piece_bytes(size) - 1);
+                let got = keeping.vae.decode(&latent).unwrap();
+                assert_close(&got, &want, 1e-5, &format!("{name} {height}x{width}, kept"));
+                // The head, the picture and fifteen sweeps.
+                assert!(decoder_runs(&provider) > 17, "several strips");
+            }
         }
     }
 }

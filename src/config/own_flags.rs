@@ -48,7 +48,7 @@ pub(super) const OWN_FLAGS: &[OwnFlag] = &[
     OwnFlag {
         name: "decode-memory",
         value: Some("GIB"),
-        help: "Memory that a picture's decoding in one piece may take; a larger picture is decoded strip by strip, 0: every picture [default: what is free; less with a large UNet on a CPU]",
+        help: "Memory that a picture's decoding may take: in one piece where that fits, else strip by strip, and what fits of that is computed once; 0: the least [default: what is free; in strips with a large UNet on a CPU]",
     },
     OwnFlag {
         name: "load-strategy",

@@ -189,7 +189,7 @@ pub struct RuntimeConfig {
     pub conv_search: Option<String>,
     pub precision: PrecisionFlags,
     pub model_memory_bytes: Option<u64>,
-    /// `--decode-memory`: what decoding a picture in one piece may take; `None`: what is free.
+    /// `--decode-memory`: what decoding a picture may take; `None`: what is free.
     pub decode_memory_bytes: Option<u64>,
     /// Latent pixels of a run that jobs share; `None`: what suits the hardware.
     pub shared_latent_pixels: Option<usize>,

@@ -25,6 +25,7 @@ mod rest;
 mod row_pieces;
 mod safety;
 mod upscalers;
+mod vae_planes;
 mod vae_strips;
 
 pub use checkpoint::{CheckpointPlan, LoadError, open_weights};

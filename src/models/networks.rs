@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::denoise::{Backend, DenoiseService, Seat, Setting, Sharing, SharingRule};
 use super::graphs::{MERGE_COUNT, MERGE_SOURCES, MERGE_TARGETS, TokenMerge};
 use super::row_pieces::{RowPieces, rows_of};
-use super::vae_strips::StripDecoder;
+use super::vae_strips::{DecodeWay, StripDecoder};
 use crate::conditioning::{EncodedText, HiddenState, TextEncoder, TokenBatch};
 use crate::pipeline::{OutOfMemory, Posterior, Vae};
 use crate::runtime::{Graph, Invocation, RunStop, RuntimeError, Tensor};
@@ -803,9 +803,9 @@ impl GraphVae {
         piece_bytes: Option<u64>,
     ) -> Result<Array4<f32>, Cause> {
         if let Some(strips) = &self.strips
-            && let Some(allowed) = strips.needed(latent, piece_bytes)
+            && let DecodeWay::Strips { allowed_bytes } = strips.way(latent, piece_bytes)
         {
-            return strips.decode(latent, allowed);
+            return strips.decode(latent, allowed_bytes);
         }
         let in_float = self.in_float.as_ref().map(|[_, decoder]| decoder);
         let feeds = [("latent_sample", latent.into())];

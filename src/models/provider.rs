@@ -47,11 +47,11 @@ pub struct ProviderConfig {
     pub tower_folders: Vec<PathBuf>,
     /// Bytes of weights that may stay loaded; what was used last always stays.
     pub memory_budget_bytes: u64,
-    /// Memory that decoding a picture in one piece may take; a larger one is decoded strip by strip. `None`:
+    /// Memory that decoding a picture may take; what takes more in one piece is decoded strip by strip. `None`:
     /// what is free at that moment.
     pub decode_memory_bytes: Option<u64>,
     /// The text towers of a checkpoint with a large UNet make room for its steps on a CPU though both fit, and pictures
-    /// are decoded in little memory unless `decode_memory_bytes` is given.
+    /// are decoded in strips unless `decode_memory_bytes` is given.
     pub text_makes_room: bool,
     pub load_strategy: LoadStrategy,
     /// From how many bytes of float32 on a UNet is a large one to the strategy.

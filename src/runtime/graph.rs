@@ -409,17 +409,37 @@ impl Graph {
         stop: &RunStop,
     ) -> Result<Vec<ArrayD<f32>>, RuntimeError> {
         relieved(&self.runtime, |is_second| {
-            self.run_once(inputs, wanted, stop, is_second)
+            self.run_once(inputs, wanted, stop, is_second, |outputs| {
+                outputs.into_iter().map(CowArray::into_owned).collect()
+            })
         })
     }
 
-    fn run_once(
+    /// [`Self::run`], of whose outputs nothing is copied but what `read` copies, where the graph gives float32.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_and_read<T>(
+        &self,
+        inputs: &Invocation<'_>,
+        wanted: &[&str],
+        mut read: impl FnMut(&[CowArray<'_, f32, IxDyn>]) -> T,
+    ) -> Result<T, RuntimeError> {
+        relieved(&self.runtime, |is_second| {
+            self.run_once(inputs, wanted, &RunStop::new(), is_second, |outputs| {
+                read(&outputs)
+            })
+        })
+    }
+
+    fn run_once<T>(
         &self,
         inputs: &Invocation<'_>,
         wanted: &[&str],
         stop: &RunStop,
         shrinks_arena: bool,
-    ) -> Result<Vec<ArrayD<f32>>, RuntimeError> {
+        read: impl FnOnce(Vec<CowArray<'_, f32, IxDyn>>) -> T,
+    ) -> Result<T, RuntimeError> {
         let failed = |error: ort::Error| {
             let reason = error.to_string();
             out_of_memory(&self.runtime, &self.name, &reason).unwrap_or(RuntimeError::Run {
@@ -476,7 +496,7 @@ impl Graph {
             }
         })?;
         self.is_shrunk.store(shrinks_arena, Ordering::SeqCst);
-        let taken = wanted
+        let arrays: Result<Vec<_>, _> = wanted
             .iter()
             .map(|name| {
                 outputs
@@ -485,9 +505,7 @@ impl Graph {
                     .ok_or_else(|| self.contract(format!("float output \"{name}\"")))
             })
             .collect();
-        drop(outputs);
-        drop(running);
-        taken
+        arrays.map(read)
     }
 
     /// Gives back what runs on large inputs left in the session's arena: ends a run on zeros, in which every free
@@ -513,7 +531,7 @@ impl Graph {
             .iter()
             .map(|(name, port)| (name.as_str(), zeros(port)))
             .collect();
-        self.run_once(&inputs, &[], &RunStop::new(), true).map(drop)
+        self.run_once(&inputs, &[], &RunStop::new(), true, |_| ())
     }
 
     fn terminated(&self) -> RuntimeError {
@@ -611,7 +629,7 @@ fn arena(runtime: &Runtime) -> Option<String> {
 /// `call(false)`, and where the device has no memory left, `call(true)` after what nobody needs was let go of.
 fn relieved<T>(
     runtime: &Runtime,
-    call: impl Fn(bool) -> Result<T, RuntimeError>,
+    mut call: impl FnMut(bool) -> Result<T, RuntimeError>,
 ) -> Result<T, RuntimeError> {
     match call(false) {
         Err(error @ RuntimeError::OutOfMemory { .. }) => {
@@ -685,17 +703,17 @@ fn ports<'a>(entries: impl Iterator<Item = (&'a str, &'a ValueType)>) -> HashMap
         .collect()
 }
 
-fn float_array(value: &DynValue) -> Option<ArrayD<f32>> {
+fn float_array(value: &DynValue) -> Option<CowArray<'_, f32, IxDyn>> {
     if let Ok(array) = value.try_extract_array::<f32>() {
-        return Some(array.into_owned());
+        return Some(array.into());
     }
     if let Ok(array) = value.try_extract_array::<bool>() {
-        return Some(array.mapv(|flag| f32::from(u8::from(flag))));
+        return Some(array.mapv(|flag| f32::from(u8::from(flag))).into());
     }
     value
         .try_extract_array::<f16>()
         .ok()
-        .map(|array| array.mapv(f16::to_f32))
+        .map(|array| array.mapv(f16::to_f32).into())
 }
 
 /// Settings that measured best on a CPU (docs/ARCHITECTURE.md): no spinning, so that two graphs in

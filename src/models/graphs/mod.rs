@@ -27,7 +27,7 @@ pub use token_merging::{MERGE_COUNT, MERGE_SOURCES, MERGE_TARGETS, TokenMerge};
 pub(crate) use unet::context_width;
 pub use unet::{Heads, UnetShape, VectorInput, unet};
 pub use vae::{vae_decoder, vae_encoder};
-pub use vae_strips::{Edges, StripPart, decoder_head, streamed_blocks, strip_graph};
+pub use vae_strips::{StripInputs, StripPart, decoder_head, streamed_blocks, strip_graph};
 pub use weights::Weights;
 
 /// Why a graph cannot be built from a checkpoint.

@@ -83,18 +83,24 @@ pub enum StripPart<'n> {
         upsample: Option<&'n str>,
         block: &'n str,
     },
+    /// A block from its first convolution on, which [`Self::Hidden`] gave.
+    Rest { block: &'n str },
     /// From the last block to the picture.
     Picture,
 }
 
-/// The names of the inputs beside `x`, the strip: rows of zeros at the picture's edges as the pads of
-/// ONNX's `Pad`, and the rows of `x` that the shortcut adds, from and to.
-pub struct Edges;
+/// The names of the inputs beside `x`, the strip.
+pub struct StripInputs;
 
-impl Edges {
+impl StripInputs {
+    /// Rows of zeros at the picture's edges, as the pads of ONNX's `Pad`.
     pub const PADS: &'static str = "edge_pads";
+    /// The first row of `x` (enlarged) that a whole block's shortcut adds.
     pub const FROM: &'static str = "shortcut_from";
+    /// The row behind the last.
     pub const TO: &'static str = "shortcut_to";
+    /// Rows of the block's input for the shortcut, where `x` is what its first convolution gave.
+    pub const SHORTCUT: &'static str = "shortcut";
 }
 
 impl StripPart<'_> {
@@ -102,7 +108,7 @@ impl StripPart<'_> {
     #[must_use]
     pub fn reach(self) -> usize {
         match self {
-            Self::Enlarged { .. } | Self::Picture => 1,
+            Self::Enlarged { .. } | Self::Rest { .. } | Self::Picture => 1,
             Self::Hidden { upsample, .. } => 1 + usize::from(upsample.is_some()),
             Self::Block { upsample, .. } => 2 + usize::from(upsample.is_some()),
         }
@@ -119,12 +125,12 @@ impl StripPart<'_> {
             | Self::Block {
                 upsample: Some(_), ..
             } => 2,
-            Self::Hidden { .. } | Self::Block { .. } | Self::Picture => 1,
+            Self::Hidden { .. } | Self::Block { .. } | Self::Rest { .. } | Self::Picture => 1,
         }
     }
 }
 
-/// The graph of one part. Inputs: `x [1, channels, rows, width]`, those of [`Edges`] that it needs, and
+/// The graph of one part. Inputs: `x [1, channels, rows, width]`, those of [`StripInputs`] that it needs, and
 /// for each norm `n` (from 0) `mean.n` and `reciprocal.n`, `[channels, 1, 1]`; output `out`.
 ///
 /// # Errors
@@ -140,11 +146,12 @@ pub fn strip_graph(weights: &Weights, part: StripPart<'_>) -> Result<BuiltGraph,
                 |upsample| format!("{upsample}.weight"),
             ),
         ),
+        StripPart::Rest { block } => (None, format!("{block}.conv2.weight")),
         StripPart::Picture => (None, "decoder.conv_out.weight".to_owned()),
     };
     let channels = weights.dim(&first_layer, 1)?;
     let mut x = picture_input(&mut g, "x", channels, ["rows", "width"]);
-    let pads = g.input(Edges::PADS, data_type::INT64, &[Dim::Fixed(8)]);
+    let pads = g.input(StripInputs::PADS, data_type::INT64, &[Dim::Fixed(8)]);
     if let Some(upsample) = upsample {
         let enlarged = g.upsample(&x);
         x = edge_conv(&mut g, &enlarged, &pads, upsample)?;
@@ -168,20 +175,40 @@ pub fn strip_graph(weights: &Weights, part: StripPart<'_>) -> Result<BuiltGraph,
             let layer = format!("{block}.conv2");
             let h = edge_conv(&mut g, &h, &pads, &layer)?;
             let one = [Dim::Fixed(1)];
-            let from = g.input(Edges::FROM, data_type::INT64, &one);
-            let to = g.input(Edges::TO, data_type::INT64, &one);
+            let from = g.input(StripInputs::FROM, data_type::INT64, &one);
+            let to = g.input(StripInputs::TO, data_type::INT64, &one);
             let axis = g.ints(&[2]);
-            let mut same = g.node("Slice", &[&x, &from, &to, &axis], &[]);
-            let shortcut = format!("{block}.nin_shortcut");
-            if weights.has(&format!("{shortcut}.weight")) {
-                same = g.conv(&same, &shortcut, 1, 0)?;
-            }
-            (g.add(&same, &h), layer)
+            let same = g.node("Slice", &[&x, &from, &to, &axis], &[]);
+            (with_shortcut(&mut g, &h, &same, block)?, layer)
+        }
+        StripPart::Rest { block } => {
+            let h = normal(&mut g, &x, &format!("{block}.norm2"), 0)?;
+            let layer = format!("{block}.conv2");
+            let h = edge_conv(&mut g, &h, &pads, &layer)?;
+            let channels = weights.dim(&format!("{block}.conv1.weight"), 1)?;
+            let rows = ["out_rows", "width"];
+            let same = picture_input(&mut g, StripInputs::SHORTCUT, channels, rows);
+            (with_shortcut(&mut g, &h, &same, block)?, layer)
         }
     };
     let channels = weights.dim(&format!("{last_layer}.weight"), 0)?;
     picture_output(&mut g, &out, "out", channels, ["out_rows", "out_width"]);
     Ok(g.finish())
+}
+
+/// What a block's convolutions gave and the block's own input, of other channels where it has a convolution for that.
+fn with_shortcut(
+    g: &mut GraphBuilder<'_>,
+    h: &Value,
+    x: &Value,
+    block: &str,
+) -> Result<Value, BuildError> {
+    let layer = format!("{block}.nin_shortcut");
+    if !g.weights().has(&format!("{layer}.weight")) {
+        return Ok(g.add(x, h));
+    }
+    let same = g.conv(x, &layer, 1, 0)?;
+    Ok(g.add(&same, h))
 }
 
 /// Group normalisation with the group's mean and the reciprocal of its deviation given, then SiLU.
