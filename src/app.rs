@@ -501,6 +501,7 @@ fn runtime(config: &Config) -> Result<Runtime, StartError> {
         },
         cache_folder: config.folders.data.join("cache"),
         half: config.runtime.precision.is_half(true),
+        matrix_unit: config.runtime.matrix_unit,
     };
     let asked_for_gpu = !config.runtime.execution_providers.is_empty()
         && options

@@ -20,11 +20,11 @@ use ancestral::models::graphs::{
 use ancestral::models::{CheckpointPlan, GraphUnet, LoadStrategy, Provider, ProviderConfig};
 use ancestral::pipeline::{Family, Model, ModelProvider, ModelRequest, Prediction};
 use ancestral::prompt::{HypernetworkTag, LoraTag, PromptNetworks};
-use ancestral::runtime::{Graph, GraphSource};
+use ancestral::runtime::{Graph, GraphSource, Runtime};
 use ancestral::sampling::{Unet as _, UnetInput};
 use ndarray::{Array, Array2, Array3, Array4, ArrayD, Axis, Dimension, concatenate, s};
 use ndarray_npy::NpzReader;
-use onnx_runtime::runtime;
+use onnx_runtime::{runtime, runtime_without_matrix_unit};
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("compat-tests/golden")
@@ -53,6 +53,11 @@ fn provider(extra: &[PathBuf]) -> Provider {
 
 /// A provider of the golden models and `extra`; `config` says all but the folder of the text towers.
 fn provider_with(extra: &[PathBuf], config: ProviderConfig) -> Provider {
+    provider_on(runtime(), extra, config)
+}
+
+/// [`provider_with`] on another runtime.
+fn provider_on(runtime: Runtime, extra: &[PathBuf], config: ProviderConfig) -> Provider {
     let models = data_folder().join("models");
     let catalogue = Catalogue::new(CatalogueConfig {
         models_dir: models.clone(),
@@ -63,16 +68,26 @@ fn provider_with(extra: &[PathBuf], config: ProviderConfig) -> Provider {
         tower_folders: vec![models],
         ..config
     };
-    Provider::new(runtime(), Arc::new(catalogue), config)
+    Provider::new(runtime, Arc::new(catalogue), config)
 }
 
 fn built(name: &str) -> Arc<Model> {
+    built_with(&provider(&[]), name)
+}
+
+/// [`built`] of the library's own operators, which an export has too.
+fn built_of_onnx(name: &str) -> Arc<Model> {
+    let runtime = runtime_without_matrix_unit();
+    built_with(&provider_on(runtime, &[], ProviderConfig::default()), name)
+}
+
+fn built_with(provider: &Provider, name: &str) -> Arc<Model> {
     let request = ModelRequest {
         checkpoint: format!("{name}.safetensors"),
         vae: "None".to_owned(),
         ..ModelRequest::default()
     };
-    provider(&[]).load(&request).unwrap()
+    provider.load(&request).unwrap()
 }
 
 /// The export of the same weights that torch made. Its title is that of the checkpoint, so it is
@@ -690,7 +705,7 @@ fn export_and_load(name: &str) -> (tempfile::TempDir, Arc<Model>) {
 fn exports_keep_the_name_the_hash_and_the_values() {
     for name in ["tiny-sd1", "tiny-sd2-v", "tiny-sdxl"] {
         let (_folder, theirs) = export_and_load(name);
-        let ours = built(name);
+        let ours = built_of_onnx(name);
         assert_eq!(theirs.short_title(), ours.short_title());
         assert_eq!(
             (theirs.family, theirs.prediction),
@@ -990,6 +1005,25 @@ fn provider_of_copy_with(
     name: &str,
     change: impl FnOnce(ProviderConfig) -> ProviderConfig,
 ) -> Provider {
+    provider_of_copy_on(runtime(), folder, name, change)
+}
+
+/// [`provider_of_copy_with`] where a load can be quick: the matrix unit has no use for another one.
+fn provider_of_quick_loads(
+    folder: &Path,
+    name: &str,
+    change: impl FnOnce(ProviderConfig) -> ProviderConfig,
+) -> Provider {
+    provider_of_copy_on(runtime_without_matrix_unit(), folder, name, change)
+}
+
+/// [`provider_of_copy_with`] on another runtime.
+fn provider_of_copy_on(
+    runtime: Runtime,
+    folder: &Path,
+    name: &str,
+    change: impl FnOnce(ProviderConfig) -> ProviderConfig,
+) -> Provider {
     let models = data_folder().join("models");
     let target = folder.join("models/Stable-diffusion");
     std::fs::create_dir_all(&target).unwrap();
@@ -1012,7 +1046,34 @@ fn provider_of_copy_with(
         tower_folders: vec![models],
         ..ProviderConfig::default()
     };
-    Provider::new(runtime(), Arc::new(catalogue), change(config))
+    Provider::new(runtime, Arc::new(catalogue), change(config))
+}
+
+/// On a processor without one both are the same.
+#[test]
+fn a_checkpoint_on_the_matrix_unit_gives_what_the_library_alone_gives() {
+    let folder = tempfile::tempdir().unwrap();
+    let latent: Array4<f32> = pattern((1, 4, 12, 9), 4.0);
+    let drawn = |runtime: Runtime, decode_memory_bytes| {
+        let provider = provider_of_copy_on(runtime, folder.path(), "tiny-sd1", |config| {
+            ProviderConfig {
+                decode_memory_bytes,
+                ..config
+            }
+        });
+        let model = provider.load(&ModelRequest::default()).unwrap();
+        let (noise, text) = fingerprint(&model);
+        (noise, text, model.vae.decode(&latent).unwrap())
+    };
+    for decode_memory_bytes in [None, Some(0)] {
+        let (noise, text, picture) = drawn(runtime(), decode_memory_bytes);
+        let wanted = drawn(runtime_without_matrix_unit(), decode_memory_bytes);
+        assert_close(&noise, &wanted.0, 1e-4, "noise");
+        assert_close(&text, &wanted.1, 1e-4, "text");
+        assert_close(&picture, &wanted.2, 1e-4, "picture");
+        let is_same = noise == wanted.0;
+        assert_eq!(is_same, !runtime().has_matrix_unit());
+    }
 }
 
 #[test]
@@ -1050,7 +1111,7 @@ fn is_mapped(path: &Path) -> bool {
 fn a_session_of_a_quick_load_gives_about_the_same_and_needs_no_file() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["tiny-sd1", "tiny-sd2-v"] {
-        let quick = provider_of_copy_with(folder.path(), name, |config| ProviderConfig {
+        let quick = provider_of_quick_loads(folder.path(), name, |config| ProviderConfig {
             load_strategy: LoadStrategy::Quick,
             ..config
         });
@@ -1081,7 +1142,7 @@ fn a_large_unet_is_loaded_quickly_and_upgraded_once_that_pays() {
         large_unet_bytes: 1,
         ..config
     };
-    let provider = provider_of_copy_with(folder.path(), "tiny-sd1", large);
+    let provider = provider_of_quick_loads(folder.path(), "tiny-sd1", large);
     let asked = |planned_latent_pixels| ModelRequest {
         planned_latent_pixels,
         ..ModelRequest::default()
@@ -1110,7 +1171,7 @@ fn a_large_unet_is_loaded_quickly_and_upgraded_once_that_pays() {
     provider.unload_all();
     provider.load(&asked(2 * half)).unwrap();
     assert_eq!(provider.quick_unet_count(), 0);
-    let small = provider_of_copy(folder.path(), "tiny-sd1");
+    let small = provider_of_quick_loads(folder.path(), "tiny-sd1", |config| config);
     small.load(&asked(0)).unwrap();
     assert_eq!(small.quick_unet_count(), 0);
 }
@@ -1251,7 +1312,7 @@ fn a_job_has_the_text_tower_make_room_once() {
         large_unet_bytes: 1,
         ..config
     };
-    let provider = provider_of_copy_with(folder.path(), "tiny-sd1", large);
+    let provider = provider_of_quick_loads(folder.path(), "tiny-sd1", large);
     let request = ModelRequest {
         latent_pixels_without_text: u64::MAX,
         ..ModelRequest::default()
@@ -1282,7 +1343,7 @@ fn no_faster_session_is_built_where_both_do_not_fit_into_the_budget() {
         .iter()
         .map(|(_, tensor)| tensor.shape.iter().product::<usize>())
         .sum();
-    let provider = provider_of_copy_with(folder.path(), "tiny-sd1", |config| ProviderConfig {
+    let provider = provider_of_quick_loads(folder.path(), "tiny-sd1", |config| ProviderConfig {
         large_unet_bytes: 1,
         memory_budget_bytes: 4 * values as u64,
         ..config

@@ -41,6 +41,11 @@ pub(super) const OWN_FLAGS: &[OwnFlag] = &[
         help: "Threads of one graph [default: the number of physical cores]",
     },
     OwnFlag {
+        name: "no-matrix-unit",
+        value: None,
+        help: "Layers are computed by the library alone, also where the processor has a matrix unit (AMX)",
+    },
+    OwnFlag {
         name: "model-memory",
         value: Some("GIB"),
         help: "Memory that loaded checkpoints may take together; what fits stays loaded [default: half of the machine's, and large text encoders make room for steps on a CPU]",

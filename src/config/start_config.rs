@@ -188,6 +188,8 @@ pub struct RuntimeConfig {
     /// `--conv-search`, by name.
     pub conv_search: Option<String>,
     pub precision: PrecisionFlags,
+    /// The processor's matrix unit may compute layers.
+    pub matrix_unit: bool,
     pub model_memory_bytes: Option<u64>,
     /// `--decode-memory`: what decoding a picture may take; `None`: what is free.
     pub decode_memory_bytes: Option<u64>,
@@ -565,6 +567,7 @@ impl RuntimeConfig {
             execution_providers,
             threads: number(flags, "threads")?,
             device_id: number(flags, "device_id")?.unwrap_or(0),
+            matrix_unit: !flags.given("no-matrix-unit"),
             model_memory_bytes: gib("model-memory")?,
             decode_memory_bytes: gib("decode-memory")?,
             gpu_memory_bytes: gib("gpu-mem-limit")?,

@@ -868,6 +868,7 @@ impl Provider {
             } else {
                 Precision::Float
             },
+            matrix_unit: self.runtime.has_matrix_unit(),
             ..BuildOptions::default()
         };
         let mut identity = Identity::of(
@@ -933,6 +934,7 @@ impl Provider {
             } else {
                 Precision::Float
             },
+            matrix_unit: self.runtime.has_matrix_unit(),
             ..BuildOptions::default()
         }
     }
@@ -960,7 +962,7 @@ impl Provider {
     /// How a UNet of so many bytes is loaded for so much work.
     fn effort(&self, unet_bytes: u64, planned_latent_pixels: u64) -> LoadEffort<'static> {
         // The layout of convolutions is a matter of the CPU in float32.
-        if self.config.half || self.runtime.is_on_gpu() {
+        if self.config.half || self.runtime.is_on_gpu() || self.runtime.has_matrix_unit() {
             return LoadEffort::Full;
         }
         let is_large = unet_bytes >= self.config.large_unet_bytes;

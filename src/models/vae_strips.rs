@@ -19,8 +19,8 @@ use ndarray::{Array1, Array4, ArrayView4};
 
 use super::checkpoint::{LoadError, load_built};
 use super::graphs::{
-    BuildError, BuiltGraph, StripInputs, StripPart, Weights, decoder_head, streamed_blocks,
-    strip_graph,
+    BuildError, BuildOptions, BuiltGraph, StripInputs, StripPart, Weights, decoder_head,
+    streamed_blocks, strip_graph,
 };
 use super::networks::NetworkError;
 use super::vae_planes::{Moments, Norm, Plane, Strip};
@@ -142,7 +142,7 @@ impl StripDecoder {
         latent: &Array4<f32>,
         allowed_bytes: u64,
     ) -> Result<Array4<f32>, Cause> {
-        let head = self.load(decoder_head(&self.weights))?;
+        let head = self.load(decoder_head(&self.weights, self.options()))?;
         let hidden = head
             .run(&[("latent_sample", latent.into())], &["hidden"])
             .map_err(NetworkError::from)?;
@@ -285,6 +285,14 @@ impl StripDecoder {
         })
     }
 
+    /// Strips are computed in float32 whatever the whole decoder computes in.
+    fn options(&self) -> BuildOptions {
+        BuildOptions {
+            matrix_unit: self.runtime.has_matrix_unit(),
+            ..BuildOptions::default()
+        }
+    }
+
     fn load(&self, built: Result<BuiltGraph, BuildError>) -> Result<Arc<Graph>, LoadError> {
         Ok(load_built(
             &self.runtime,
@@ -306,7 +314,7 @@ impl StripDecoder {
         strips: &'s mut Strips,
     ) -> Result<Running<'s>, LoadError> {
         Ok(Running {
-            graph: self.load(strip_graph(&self.weights, sweep.part))?,
+            graph: self.load(strip_graph(&self.weights, sweep.part, self.options()))?,
             sweep,
             strips,
             dims: [0; 3],

@@ -4,7 +4,6 @@
 //! NCHWc transformation, an optimisation of its last level). Without it the load takes a sixth of the time and a run
 //! about 8 % more (docs/PERFORMANCE.md).
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
@@ -12,7 +11,7 @@ use ort::environment::ThreadManager;
 use ort::session::builder::{GraphOptimizationLevel, LoadCanceler, SessionBuilder};
 use parking_lot::Mutex;
 
-use super::external_data;
+use super::external_data::InPlace;
 
 /// How a session is loaded.
 #[derive(Clone, Copy, Default)]
@@ -52,29 +51,26 @@ impl LoadStop {
 }
 
 impl LoadEffort<'_> {
-    /// The builder of a session that is loaded with this effort. `model` is its graph in bytes and `folder` where its
-    /// external data lies; `threads` are those of one operator.
+    /// Which of a graph's weights the runtime uses where they are.
+    pub(super) fn left_in_place(self, has_matrix_unit: bool) -> InPlace {
+        InPlace {
+            convolutions: matches!(self, Self::Quick),
+            own_layers: has_matrix_unit,
+        }
+    }
+
+    /// The builder of a session that is loaded with this effort; `threads` are those of one operator.
     pub(super) fn apply(
         self,
         builder: SessionBuilder,
-        (model, folder): (&[u8], Option<&Path>),
         threads: usize,
     ) -> Result<SessionBuilder, String> {
         let words = |error: ort::Error<SessionBuilder>| error.to_string();
         match self {
             Self::Full => Ok(builder),
-            Self::Quick => {
-                let mut builder = builder
-                    .with_optimization_level(GraphOptimizationLevel::Level2)
-                    .map_err(words)?;
-                if let Some(folder) = folder {
-                    // Handed over as external initializers they would be copied; these are used where they are.
-                    for (name, value) in external_data::read_convolutions(model, folder, threads)? {
-                        builder = builder.with_initializer(name, value).map_err(words)?;
-                    }
-                }
-                Ok(builder)
-            }
+            Self::Quick => builder
+                .with_optimization_level(GraphOptimizationLevel::Level2)
+                .map_err(words),
             Self::Background(stop) => {
                 *stop.canceler.lock() = Some(builder.canceler());
                 if stop.is_stopped() {

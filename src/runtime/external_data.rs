@@ -5,6 +5,7 @@
 //! the model's folder (`..`, absolute paths, links that lead out) are refused, whatever the version of
 //! the runtime does with them. Only the schema's messages that can hold a tensor are read.
 
+use std::collections::HashSet;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,6 +15,8 @@ use half::vec::HalfBitsVecExt as _;
 use half::{bf16, f16};
 use ort::value::{DynValue, Tensor as OrtTensor};
 use prost::Message as _;
+
+use super::matrix_operators;
 
 // Values are little-endian in the files, and are read as they lie there.
 const _: () = assert!(cfg!(target_endian = "little"));
@@ -49,6 +52,10 @@ struct Function {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Node {
+    #[prost(string, repeated, tag = "1")]
+    input: Vec<String>,
+    #[prost(string, tag = "7")]
+    domain: String,
     #[prost(message, repeated, tag = "5")]
     attribute: Vec<Attribute>,
 }
@@ -134,29 +141,49 @@ pub(super) fn read(path: &Path) -> Result<Vec<(String, DynValue)>, String> {
         .collect()
 }
 
-/// The float32 weights of convolutions that the graph `model` has in files of `folder`, by name: those of three
-/// dimensions and more. Without a layout of its own for convolutions the runtime uses them where they lie. So many
-/// `threads` read them.
+/// Which weights the runtime neither copies nor lays out anew.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct InPlace {
+    /// Of at least three dimensions: without a layout of its own for convolutions the runtime uses them where they lie.
+    pub(super) convolutions: bool,
+    /// Of the operators in [`matrix_operators`].
+    pub(super) own_layers: bool,
+}
+
+/// The float32 weights of the kinds `wanted` that the graph `model` has in files of `folder`, by name. So many `threads` read
+/// them.
 ///
 /// # Errors
 /// As [`read`].
-pub(super) fn read_convolutions(
+pub(super) fn read_in_place(
     model: &[u8],
     folder: &Path,
+    wanted: InPlace,
     threads: usize,
 ) -> Result<Vec<(String, DynValue)>, String> {
     /// `TensorProto.DataType.FLOAT`
     const FLOAT: i32 = 1;
+    if !wanted.convolutions && !wanted.own_layers {
+        return Ok(Vec::new());
+    }
     let model = Model::decode(model).map_err(|error| format!("it is no model: {error}"))?;
     let places = Places {
         folder: fs_err::canonicalize(folder).map_err(|error| error.to_string())?,
     };
-    let tensors = model.graph.into_iter().flat_map(|graph| graph.initializer);
-    let wanted: Vec<Tensor> = tensors
-        .filter(|tensor| tensor.data_type == FLOAT && tensor.dims.len() > 2)
-        // What lies at no place of the file was handed over by value.
-        .filter(|tensor| tensor.text("offset").is_some_and(|offset| offset != "0"))
+    let graph = model.graph.unwrap_or_default();
+    let own: HashSet<&str> = graph
+        .node
+        .iter()
+        .filter(|node| wanted.own_layers && node.domain == matrix_operators::DOMAIN)
+        .flat_map(|node| node.input.iter().map(String::as_str))
         .collect();
+    let is_wanted = |tensor: &&Tensor| {
+        tensor.data_type == FLOAT
+            && (wanted.convolutions && tensor.dims.len() > 2 || own.contains(tensor.name.as_str()))
+            // What lies at no place of the file was handed over by value.
+            && tensor.text("offset").is_some_and(|offset| offset != "0")
+    };
+    let wanted: Vec<&Tensor> = graph.initializer.iter().filter(is_wanted).collect();
     // Most of the time goes into the first touch of the memory, which threads can share.
     let next = AtomicUsize::new(0);
     let read = || -> Result<Vec<(String, DynValue)>, String> {

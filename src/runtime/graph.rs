@@ -18,7 +18,9 @@ use super::input_binding::InputBinding;
 use super::providers::{register, settings};
 use super::run_times::RunTime;
 use super::upgrade::Upgrade;
-use super::{ExecutionProvider, LoadEffort, Runtime, RuntimeError, external_data};
+use super::{
+    ExecutionProvider, LoadEffort, Runtime, RuntimeError, external_data, matrix_operators,
+};
 
 /// Where a graph comes from.
 #[derive(Debug, Clone, Copy)]
@@ -210,9 +212,17 @@ impl Graph {
         } = source
         {
             let threads = thread_count(runtime.options.threads);
-            builder = effort
-                .apply(builder, (model, external_folder), threads)
-                .map_err(refused)?;
+            builder = effort.apply(builder, threads).map_err(refused)?;
+            if let Some(folder) = external_folder {
+                let kinds = effort.left_in_place(runtime.has_matrix_unit());
+                let values = external_data::read_in_place(model, folder, kinds, threads);
+                // Handed over as external initializers they would be copied; these are used where they are.
+                for (name, value) in values.map_err(refused)? {
+                    builder = builder
+                        .with_initializer(name, value)
+                        .map_err(|error| refused(error.to_string()))?;
+                }
+            }
         }
         let session = match source {
             GraphSource::File(path) => builder.commit_from_file(path),
@@ -732,6 +742,12 @@ fn session_builder(runtime: &Runtime) -> Result<SessionBuilder, String> {
         .map_err(words)?
         .with_memory_pattern(!runtime.providers.contains(&ExecutionProvider::DirectMl))
         .map_err(words)?;
+    if let Some(unit) = runtime.matrix_unit {
+        let operators = matrix_operators::domain(unit, thread_count(runtime.options.threads));
+        builder = builder
+            .with_operators(operators.map_err(|error| error.to_string())?)
+            .map_err(words)?;
+    }
     for provider in runtime.providers.iter() {
         register(
             &mut builder,

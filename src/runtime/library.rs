@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use matrix_unit::MatrixUnit;
 use ort::logging::LogLevel;
 use tracing::Level;
 
@@ -38,6 +39,8 @@ pub struct RuntimeOptions {
     pub cache_folder: PathBuf,
     /// Graphs may be in half precision, which TensorRT has to be told.
     pub half: bool,
+    /// Graphs may use the processor's matrix unit, where they run on the CPU and it has one.
+    pub matrix_unit: bool,
 }
 
 impl Default for RuntimeOptions {
@@ -50,6 +53,7 @@ impl Default for RuntimeOptions {
             conv_search: ConvSearch::default(),
             cache_folder: std::env::temp_dir(),
             half: false,
+            matrix_unit: true,
         }
     }
 }
@@ -63,6 +67,8 @@ pub struct Runtime {
     /// What sessions run on, in order.
     pub(super) providers: Arc<[ExecutionProvider]>,
     pub(super) relief: Arc<Mutex<Option<Relief>>>,
+    /// The processor's, where graphs may use it.
+    pub(super) matrix_unit: Option<MatrixUnit>,
     library: Arc<Path>,
 }
 
@@ -111,7 +117,10 @@ impl Runtime {
             cache_folder: &options.cache_folder,
         };
         let providers = usable(&devices, &options);
+        let on_cpu = providers.first() == Some(&ExecutionProvider::Cpu);
+        let matrix_unit = MatrixUnit::find().filter(|_| options.matrix_unit && on_cpu);
         Ok(Self {
+            matrix_unit,
             providers: providers.into(),
             relief: Arc::default(),
             environment,
@@ -145,6 +154,12 @@ impl Runtime {
         self.providers
             .first()
             .is_some_and(|provider| provider.is_gpu())
+    }
+
+    /// Whether graphs may name the operators of [`super::matrix_operators`].
+    #[must_use]
+    pub fn has_matrix_unit(&self) -> bool {
+        self.matrix_unit.is_some()
     }
 
     /// What is called when a device has no memory left, before the call is tried again. It must not wait for a

@@ -4,6 +4,7 @@
 /// checkpoints in turn, what is resident grows by a quarter within two hundred loads, though all of it is free.
 /// Elsewhere this does nothing.
 pub fn give_back_free_memory() {
+    matrix_unit::give_back_memory();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[expect(
         unsafe_code,

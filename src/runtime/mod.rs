@@ -10,6 +10,7 @@ mod external_data;
 mod graph;
 mod input_binding;
 mod library;
+pub mod matrix_operators;
 mod memory;
 mod providers;
 mod run_times;

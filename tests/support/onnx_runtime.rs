@@ -24,3 +24,12 @@ pub(crate) fn library() -> PathBuf {
 pub(crate) fn runtime() -> Runtime {
     Runtime::load(&library(), RuntimeOptions::default()).expect("the library loads")
 }
+
+/// The same without the processor's matrix unit.
+pub(crate) fn runtime_without_matrix_unit() -> Runtime {
+    let options = RuntimeOptions {
+        matrix_unit: false,
+        ..RuntimeOptions::default()
+    };
+    Runtime::load(&library(), options).expect("the library loads")
+}

@@ -40,6 +40,8 @@ impl Server {
                     .map(|flag| flag.replace("{data}", &data.path().to_string_lossy())),
             )
             .env_remove("RUST_LOG")
+            // What is recorded is compared with arithmetic that every machine has.
+            .env("ANCESTRAL_NO_MATRIX_UNIT", "1")
             .current_dir(data.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle of the log"))

@@ -13,7 +13,7 @@ use super::proto::{
 };
 use super::{BuildError, Weights};
 use crate::catalogue::StoredType;
-use crate::runtime::Input;
+use crate::runtime::{Input, matrix_operators};
 
 /// Where the weights of a graph are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub struct BuildOptions {
     pub tiling: bool,
     /// Token merging in a UNet's self-attention at the latent's full size.
     pub token_merging: bool,
+    /// Layers of float32 are the operators of [`matrix_operators`] where these can compute them.
+    pub matrix_unit: bool,
 }
 
 impl Default for BuildOptions {
@@ -57,6 +59,7 @@ impl Default for BuildOptions {
             precision: Precision::Float,
             tiling: false,
             token_merging: false,
+            matrix_unit: false,
         }
     }
 }
@@ -211,14 +214,18 @@ impl<'w> GraphBuilder<'w> {
         };
         let inputs = self.graph.input.iter().map(port).collect();
         let outputs = self.graph.output.iter().map(port).collect();
+        let own = (matrix_operators::DOMAIN, matrix_operators::VERSION);
+        let imports = [(ONNX, 19), (MICROSOFT, 1)]
+            .into_iter()
+            .chain(self.options.matrix_unit.then_some(own));
         let model = ModelProto {
             ir_version: 9,
-            opset_import: [(ONNX, 19), (MICROSOFT, 1)]
+            opset_import: imports
                 .map(|(domain, version)| OperatorSetId {
                     domain: domain.to_owned(),
                     version,
                 })
-                .into(),
+                .collect(),
             producer_name: "ancestral".to_owned(),
             graph: Some(self.graph),
         };
@@ -639,7 +646,7 @@ impl<'w> GraphBuilder<'w> {
         let (out, width) = (self.weights.dim(&name, 0)?, self.weights.dim(&name, 1)?);
         let weight = self.weight(&name, &[out, width])?;
         let bias = self.optional_bias(layer, out)?;
-        let y = self.gemm(x, &weight, bias.as_ref());
+        let y = self.linear_node(x, &weight, bias.as_ref(), [out, width]);
         Ok(self.adapted_linear(x, y, layer, width, out))
     }
 
@@ -660,9 +667,35 @@ impl<'w> GraphBuilder<'w> {
         } else {
             None
         };
-        let y = self.gemm(x, &weight, bias.as_ref());
+        let y = self.linear_node(x, &weight, bias.as_ref(), [out, width]);
         let layer = format!("{}.{part}", joined.layer);
         Ok(self.adapted_linear(x, y, &layer, width, out))
+    }
+
+    fn linear_node(
+        &mut self,
+        x: &Value,
+        weight: &Value,
+        bias: Option<&Value>,
+        [out, width]: [usize; 2],
+    ) -> Value {
+        if self.suits_matrix_unit(out, width) {
+            let inputs = [Some(x), Some(weight), bias];
+            return self.node_in(
+                matrix_operators::DOMAIN,
+                matrix_operators::LINEAR,
+                &inputs,
+                &[],
+            );
+        }
+        self.gemm(x, weight, bias)
+    }
+
+    /// Whether a layer of so many outputs and inputs is one for the matrix unit.
+    fn suits_matrix_unit(&self, out: usize, width: usize) -> bool {
+        self.options.matrix_unit
+            && self.options.precision == Precision::Float
+            && matrix_operators::fits(out, width)
     }
 
     pub(super) fn gemm(&mut self, x: &Value, weight: &Value, bias: Option<&Value>) -> Value {
@@ -743,12 +776,18 @@ impl<'w> GraphBuilder<'w> {
             ("pads", Attribute::Ints(pads.to_vec())),
             ("strides", Attribute::Ints(vec![stride; 2])),
         ];
-        let y = self.node_in(
-            ONNX,
-            "Conv",
-            &[Some(x), Some(&weight), bias.as_ref()],
-            &sizes,
-        );
+        let inputs = [Some(x), Some(&weight), bias.as_ref()];
+        let keeps_size = kh == kw && matches!(kh, 1 | 3) && pads == [(kh / 2) as i64; 4];
+        let y = if stride == 1 && keeps_size && self.suits_matrix_unit(out, width) {
+            self.node_in(
+                matrix_operators::DOMAIN,
+                matrix_operators::CONVOLUTION,
+                &inputs,
+                &[],
+            )
+        } else {
+            self.node_in(ONNX, "Conv", &inputs, &sizes)
+        };
         if !self.weights.is_adapted(layer) {
             return Ok(y);
         }

@@ -52,8 +52,8 @@ pub fn streamed_blocks(weights: &Weights) -> Option<Vec<(Option<String>, String)
 ///
 /// # Errors
 /// When the tensors do not form a decoder that the builder knows.
-pub fn decoder_head(weights: &Weights) -> Result<BuiltGraph, BuildError> {
-    let mut g = GraphBuilder::new("vae_decoder_head", weights, BuildOptions::default());
+pub fn decoder_head(weights: &Weights, options: BuildOptions) -> Result<BuiltGraph, BuildError> {
+    let mut g = GraphBuilder::new("vae_decoder_head", weights, options);
     let mut h = decoder_beginning(&mut g)?;
     let level = decoder_levels(weights).saturating_sub(1);
     h = blocks(&mut g, &h, &format!("decoder.up.{level}"))?;
@@ -135,8 +135,12 @@ impl StripPart<'_> {
 ///
 /// # Errors
 /// When tensors are missing.
-pub fn strip_graph(weights: &Weights, part: StripPart<'_>) -> Result<BuiltGraph, BuildError> {
-    let mut g = GraphBuilder::new("vae_strip", weights, BuildOptions::default());
+pub fn strip_graph(
+    weights: &Weights,
+    part: StripPart<'_>,
+    options: BuildOptions,
+) -> Result<BuiltGraph, BuildError> {
+    let mut g = GraphBuilder::new("vae_strip", weights, options);
     let (upsample, first_layer) = match part {
         StripPart::Enlarged { upsample } => (Some(upsample), format!("{upsample}.weight")),
         StripPart::Hidden { upsample, block } | StripPart::Block { upsample, block } => (
