@@ -15,7 +15,8 @@ next one starts, so that only one holds the model. Each draws two pictures of th
 Told are medians over the rounds: seconds a step (both prompts; the first step at each size, which allocates, is left out),
 seconds of a picture after the first (request to PNG in base64), seconds from the start of the process to its first step
 and picture, and the peak of its resident memory with the first size (Linux). The step of torch, OpenVINO and ONNX Runtime is the call of
-the UNet alone; that of the two servers is all that happens between two steps. Needs nothing beside Python.
+the UNet alone; that of the two servers is all that happens between two steps. What follows -- goes to this server, for example
+--load-strategy fast. Needs nothing beside Python.
 """
 
 from __future__ import annotations
@@ -206,7 +207,7 @@ def started(who: str, options: argparse.Namespace, folder: Path) -> Iterator[Pro
     log = folder / "log"
     if who == US:
         flags = [] if options.embedded else ["--ckpt", str(options.checkpoint)]
-        with ServerProcess(options.binary, folder, *flags) as server:
+        with ServerProcess(options.binary, folder, *flags, *options.flags) as server:
             yield Ancestral(server)
         return
     if who in PYTHON_PEERS:
@@ -454,7 +455,11 @@ def main() -> int:
     parser.add_argument(
         "--report", nargs="+", type=Path, help="only print the table of such files"
     )
-    options = parser.parse_args()
+    # Python's versions differ in how positional arguments and -- go together.
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    options = parser.parse_args(words[:end])
+    options.flags = words[end + 1 :]
     if options.report:
         print(
             table(

@@ -75,7 +75,7 @@ fn built(name: &str) -> Arc<Model> {
     built_with(&provider(&[]), name)
 }
 
-/// [`built`] of the library's own operators, which an export has too.
+/// [`built`] of the library's own operators, which an export and a quick load have too.
 fn built_of_onnx(name: &str) -> Arc<Model> {
     let runtime = runtime_without_matrix_unit();
     built_with(&provider_on(runtime, &[], ProviderConfig::default()), name)
@@ -1129,7 +1129,7 @@ fn a_session_of_a_quick_load_gives_about_the_same_and_needs_no_file() {
         assert!(!is_mapped(&path));
         std::fs::write(&path, b"too short").unwrap();
         assert_eq!(fingerprint(&model), before);
-        let fast = built(name);
+        let fast = built_of_onnx(name);
         assert_close(&before.0, &fingerprint(&fast).0, 1e-5, name);
     }
 }
@@ -1158,7 +1158,7 @@ fn a_large_unet_is_loaded_quickly_and_upgraded_once_that_pays() {
         assert!(begin.elapsed().as_secs() < 60);
         fingerprint(&again);
     }
-    let fast = fingerprint(&built("tiny-sd1"));
+    let fast = fingerprint(&built_of_onnx("tiny-sd1"));
     assert_eq!(fingerprint(&model), fast, "jobs that run get it too");
     assert_close(&quick.0, &fast.0, 1e-5, "quick");
     assert!(!is_mapped(
@@ -1171,7 +1171,7 @@ fn a_large_unet_is_loaded_quickly_and_upgraded_once_that_pays() {
     provider.unload_all();
     provider.load(&asked(2 * half)).unwrap();
     assert_eq!(provider.quick_unet_count(), 0);
-    let small = provider_of_quick_loads(folder.path(), "tiny-sd1", |config| config);
+    let small = provider_of_copy(folder.path(), "tiny-sd1");
     small.load(&asked(0)).unwrap();
     assert_eq!(small.quick_unet_count(), 0);
 }
