@@ -444,8 +444,8 @@ impl Provider {
             }
             Presence::TextFirst => {
                 if request.latent_pixels_without_text < OUTWEIGHS_TEXT_LATENT_PIXELS {
-                    // Both stay, so that the UNet can be loaded while a prompt is encoded.
-                    if request.planned_latent_pixels > 0 {
+                    // Both stay, so that the UNet can be loaded while a prompt is encoded. None: steps may not be next.
+                    if request.latent_pixels_without_text > 0 {
                         load_ahead(&unet);
                     }
                 } else {
