@@ -38,7 +38,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from server_process import ServerProcess, call, free_port, memory_mib
+from server_process import (
+    ServerProcess,
+    before_flags,
+    call,
+    free_port,
+    memory_mib,
+    step_clock,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON_PEERS = ("torch", "openvino", "openvino-f32", "onnxruntime")
@@ -118,14 +125,7 @@ class Ancestral:
     def step_clock(self) -> tuple[int, float]:
         """Steps so far, and their seconds."""
         _, text = call(self.port, "GET", "/metrics")
-        found = dict(
-            re.findall(
-                r"^ancestral_step_seconds_(count|sum) (\S+)$",
-                text.decode(),
-                re.MULTILINE,
-            )
-        )
-        return int(found["count"]), float(found["sum"])
+        return step_clock(text.decode())
 
     def draw(self, width: int, height: int, steps: int) -> Drawn:
         count, total = self.step_clock()
@@ -455,11 +455,9 @@ def main() -> int:
     parser.add_argument(
         "--report", nargs="+", type=Path, help="only print the table of such files"
     )
-    # Python's versions differ in how positional arguments and -- go together.
-    words = sys.argv[1:]
-    end = words.index("--") if "--" in words else len(words)
-    options = parser.parse_args(words[:end])
-    options.flags = words[end + 1 :]
+    words, flags = before_flags(sys.argv[1:])
+    options = parser.parse_args(words)
+    options.flags = flags
     if options.report:
         print(
             table(

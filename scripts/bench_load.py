@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -34,6 +33,8 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from server_process import before_flags, call, step_clock
 
 STEPS = 2
 
@@ -58,12 +59,6 @@ def ask(port: int, path: str, body: dict | None = None) -> dict:
     )
     with urllib.request.urlopen(request, timeout=3600) as answer:
         return json.load(answer)
-
-
-def steps_so_far(port: int) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
-        found = re.search(rb"^ancestral_step_seconds_count (\d+)$", answer.read(), re.MULTILINE)
-    return int(found[1]) if found else 0
 
 
 def measure_server(
@@ -98,7 +93,8 @@ def measure_server(
             found: dict[str, float] = {}
             while client.poll() is None:
                 # The server's clock of steps: `progress` shows 1 only once the second step has ended.
-                if "first_step_s" not in found and steps_so_far(port) >= 1:
+                metrics = call(port, "GET", "/metrics")[1].decode()
+                if "first_step_s" not in found and step_clock(metrics)[0] >= 1:
                     found["first_step_s"] = time.monotonic() - begin
                     found["first_step_cpu_s"] = process_figures(server.pid)["cpu_s"]
                 time.sleep(0.05)
@@ -194,17 +190,15 @@ def main() -> int:
     parser.add_argument("--ours-only", action="store_true")
     parser.epilog = "What stands after -- goes to the server as flags."
     parser.add_argument("--torch-only", type=float, help=argparse.SUPPRESS)
-    # Python's versions differ in how positional arguments and -- go together.
-    words = sys.argv[1:]
-    end = words.index("--") if "--" in words else len(words)
-    arguments = parser.parse_args(words[:end])
+    words, flags = before_flags(sys.argv[1:])
+    arguments = parser.parse_args(words)
     if arguments.torch_only:
         run_torch(arguments.checkpoint, arguments.size, arguments.torch_only)
         return 0
     if not arguments.binary.exists() or not shutil.which(arguments.binary):
         print(f"{arguments.binary} is missing: cargo build --release", file=sys.stderr)
         return 1
-    binary, flags = arguments.binary.resolve(), words[end + 1 :]
+    binary = arguments.binary.resolve()
     ours = measure_server(binary, arguments.checkpoint.resolve(), arguments.size, flags)
     print("ancestral", {key: round(value, 2) for key, value in ours.items()}, flush=True)
     if arguments.ours_only:

@@ -33,10 +33,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageChops, ImageStat
-from server_process import ServerProcess, call, memory_mib
+from server_process import ServerProcess, call, memory_mib, step_clock
 
 BATCHES = (1, 2, 4, 8)
-STEP_CLOCK = re.compile(r"^ancestral_step_seconds_(count|sum) (\S+)$", re.MULTILINE)
 UNET_CLOCK = re.compile(
     r'^ancestral_graph_run(?:s|_seconds)_total\{graph="(?i:unet)"\} (\S+)$',
     re.MULTILINE,
@@ -68,11 +67,9 @@ class Clock:
     def read(cls, port: int) -> Clock:
         """The counters now."""
         text = call(port, "GET", "/metrics")[1].decode()
-        found = dict(STEP_CLOCK.findall(text))
         runs = {"seconds" in it[0]: float(it[1]) for it in UNET_CLOCK.finditer(text)}
         return cls(
-            float(found["count"]),
-            float(found["sum"]),
+            *step_clock(text),
             runs.get(False, 0.0),
             runs.get(True, 0.0),
         )

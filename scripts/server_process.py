@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import socket
 import subprocess
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 START_LIMIT_S = 60.0
+STEP_CLOCK = re.compile(r"^ancestral_step_seconds_(count|sum) (\S+)$", re.MULTILINE)
 
 
 def memory_mib(pid: int, kind: str = "VmRSS") -> float | None:
@@ -40,6 +42,21 @@ def call(port: int, method: str, path: str, body: object = None, timeout: float 
         return answer.status, answer.read()
     finally:
         connection.close()
+
+
+def step_clock(metrics: str) -> tuple[int, float]:
+    """Sampling steps so far and their seconds, from what `/metrics` answers."""
+    found = dict(STEP_CLOCK.findall(metrics))
+    return int(found["count"]), float(found["sum"])
+
+
+def before_flags(words: list[str]) -> tuple[list[str], list[str]]:
+    """A script's own words and those behind --, which go to the server.
+
+    argparse's versions differ in how positional arguments and -- go together.
+    """
+    end = words.index("--") if "--" in words else len(words)
+    return words[:end], words[end + 1 :]
 
 
 class ServerProcess:
