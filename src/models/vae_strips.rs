@@ -166,11 +166,10 @@ impl StripDecoder {
             };
         }
         let last = self.norm(&state.moments, "decoder", "norm_out")?;
+        let strip_bytes = computed_strip_bytes(allowed_bytes).min(KEPT_STRIP_BYTES);
         let sweep = Sweep {
-            part: StripPart::Picture,
             norms: &[last],
-            shortcut: None,
-            strip_bytes: computed_strip_bytes(allowed_bytes).min(KEPT_STRIP_BYTES),
+            ..Sweep::of(StripPart::Picture, strip_bytes)
         };
         let State {
             plane, mut memory, ..
@@ -196,12 +195,7 @@ impl StripDecoder {
             mut memory,
         } = state;
         let name = &block.name;
-        let sweep = |part| Sweep {
-            part,
-            norms: &[],
-            shortcut: None,
-            strip_bytes,
-        };
+        let sweep = |part| Sweep::of(part, strip_bytes);
         if let Some(upsample) = &block.upsample {
             let enlarged = sweep(StripPart::Enlarged { upsample });
             let (made, its_moments) = self.sweep_to_new(&enlarged, &plane, &mut memory)?;
@@ -246,12 +240,7 @@ impl StripDecoder {
         memory.plane = Vec::new();
         plane.shrink();
         let (upsample, name) = (block.upsample.as_deref(), block.name.as_str());
-        let sweep = |part| Sweep {
-            part,
-            norms: &[],
-            shortcut: None,
-            strip_bytes,
-        };
+        let sweep = |part| Sweep::of(part, strip_bytes);
         if let Some(upsample) = upsample {
             let enlarged = sweep(StripPart::Enlarged { upsample });
             moments = self.sweep_for_moments(&enlarged, &plane, &mut memory)?;
@@ -462,7 +451,17 @@ struct Sweep<'s> {
     strip_bytes: u64,
 }
 
-impl Sweep<'_> {
+impl<'s> Sweep<'s> {
+    /// One that takes no norms and no shortcut.
+    fn of(part: StripPart<'s>, strip_bytes: u64) -> Self {
+        Self {
+            part,
+            norms: &[],
+            shortcut: None,
+            strip_bytes,
+        }
+    }
+
     /// The strips of a source.
     fn windows(&self, source: &Plane) -> Vec<Window> {
         let (part, height) = (self.part, source.height);

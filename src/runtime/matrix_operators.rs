@@ -20,6 +20,7 @@ pub const CONVOLUTION: &str = "Convolution";
 /// Whether a layer of so many outputs and inputs can be one of the operators.
 #[must_use]
 pub fn fits(out: usize, width: usize) -> bool {
+    let is_multiple = |channels: usize| channels > 0 && channels.is_multiple_of(CHANNEL_MULTIPLE);
     is_multiple(out) && is_multiple(width)
 }
 
@@ -95,7 +96,7 @@ impl Kernel for Layer {
         let (weight_dims, weight) = sizes(&weight)?;
         let (bias_dims, bias) = bias.as_ref().map(sizes).transpose()?.unzip();
         let out = weight_dims.first().copied().unwrap_or_default();
-        let fits = bias_dims.as_ref().is_none_or(|dims| *dims == [out]) && is_multiple(out);
+        let bias_fits = bias_dims.as_ref().is_none_or(|dims| *dims == [out]);
         let operands = (x, weight, bias);
         let failure = RefCell::new(None);
         let each = |total: usize, work: &(dyn Fn(usize) + Send + Sync)| {
@@ -106,7 +107,7 @@ impl Kernel for Layer {
         let threads = self.threads;
         match (self.kind, &x_dims[..], &weight_dims[..]) {
             (Kind::Linear, &[rows, width], &[_, inner])
-                if fits && inner == width && is_multiple(width) =>
+                if bias_fits && inner == width && fits(out, width) =>
             {
                 let mut y = context.output(0, [rows, out])?.ok_or_else(missing)?;
                 let (_, y) = y.try_extract_tensor_mut::<f32>()?;
@@ -114,11 +115,11 @@ impl Kernel for Layer {
                 layer.run(self.unit, operands, y, threads, &each);
             }
             (Kind::Convolution, &[images, channels, height, width], &[_, inner, side, other])
-                if fits
+                if bias_fits
                     && inner == channels
                     && side == other
                     && (side == 1 || side == 3)
-                    && is_multiple(channels) =>
+                    && fits(out, channels) =>
             {
                 let dims = [images, out, height, width];
                 let mut y = context.output(0, dims)?.ok_or_else(missing)?;
@@ -142,10 +143,6 @@ impl Kernel for Layer {
         }
         failure.into_inner().map_or(Ok(()), Err)
     }
-}
-
-fn is_multiple(channels: usize) -> bool {
-    channels > 0 && channels.is_multiple_of(CHANNEL_MULTIPLE)
 }
 
 /// Dimensions and values of a float tensor.

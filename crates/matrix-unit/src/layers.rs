@@ -251,12 +251,7 @@ impl Convolution {
         if y.is_empty() {
             return;
         }
-        // Positions of a row and before the first one.
-        let (pitch, lead) = if side == 1 {
-            (width, 0)
-        } else {
-            (width + 1, 1)
-        };
+        let (pitch, _) = self.positions();
         let row_bytes = pitch * LINE * PARTS * (channels / BLOCK);
         let most = (LAID_OUT_BYTES / row_bytes).max(1);
         let shared = (Shared(x.as_ptr().cast_mut()), Shared(y.as_mut_ptr()));
@@ -267,9 +262,16 @@ impl Convolution {
                 (shared.0, weight, bias),
                 shared.1,
                 &band,
-                (pitch, lead),
                 (threads, each),
             );
+        }
+    }
+
+    /// Positions of a row as it is laid out, and before the first one.
+    fn positions(&self) -> (usize, usize) {
+        match self.side {
+            1 => (self.width, 0),
+            _ => (self.width + 1, 1),
         }
     }
 
@@ -279,7 +281,6 @@ impl Convolution {
         (x, weight, bias): (Shared<f32>, &[f32], Option<&[f32]>),
         y: Shared<f32>,
         band: &Band,
-        (pitch, lead): (usize, usize),
         (threads, each): (usize, &InParallel<'_>),
     ) {
         let Self {
@@ -291,6 +292,7 @@ impl Convolution {
             ..
         } = self;
         let (plane, taps, blocks) = (height * width, side * side, channels / BLOCK);
+        let (pitch, lead) = self.positions();
         let (Some(&begin), Some(&end)) = (band.wanted.first(), band.wanted.last()) else {
             return;
         };
@@ -520,7 +522,6 @@ mod tests {
                     (Shared(x.as_ptr().cast_mut()), &weight, Some(&bias)),
                     Shared(y.as_mut_ptr()),
                     &band,
-                    (6, 1),
                     (2, &each),
                 );
             }
